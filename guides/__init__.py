@@ -1,0 +1,36 @@
+"""Families of variational posteriors, one a file, each a builder `(model, data, **options) -> guide`.
+
+`bayeszoo.fit(..., guide="mean_field")` finds them by name; `available(model, data)` lists those that fit a model.
+"""
+
+if __name__ != "bayeszoo.guides":
+    raise ImportError("this folder is the package bayeszoo.guides: write 'import bayeszoo.guides', not 'import guides'")
+
+from .beta import BetaGuide
+from .exact import Exact
+from .flow import InverseAutoregressive, SplineFlow
+from .full_rank import FullRank, Laplace
+from .low_rank import LowRank
+from .mean_field import MeanField
+from .point import Map, Mle
+from .registry import FAMILIES, Family, available, build, get
+from .structured import Structured
+
+__all__ = [
+    "FAMILIES",
+    "BetaGuide",
+    "Exact",
+    "Family",
+    "FullRank",
+    "InverseAutoregressive",
+    "Laplace",
+    "LowRank",
+    "Map",
+    "MeanField",
+    "Mle",
+    "SplineFlow",
+    "Structured",
+    "available",
+    "build",
+    "get",
+]

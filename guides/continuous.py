@@ -1,0 +1,141 @@
+"""What the density families share: the affine frame that the start gives them, and how a flat draw becomes sites.
+
+A continuous family draws v near N(0, I) and returns u = center + frame v in unconstrained coordinates, where `center` and
+`frame` (a posterior mode and its curvature) come from the start and are fixed. All trained parameters are therefore in
+units of posterior sds, one step size suits every model, and a change of a parameter means the same everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from ..inference.program import DATA_PLATE, BoundData, Program, Site, describe
+from ..inference.start import Start
+from ..inference.unconstrained import Unconstrained
+
+
+class ContinuousGuide(PyroModule):
+    """Base of the families over continuous latents.
+
+    Attributes:
+        family: the name that people write.
+        objective: `elbo`, a proper bound, or `surrogate`.
+        scale_free: whether the parameters are in units of posterior sds.
+        path_derivative: set by the runner where the objective allows it; see `PathDerivative`.
+    """
+
+    family = "continuous"
+    objective = "elbo"
+    scale_free = True
+    factorized = False
+    path_derivative = False
+
+    def __init__(self, model: Callable[..., Any], data: BoundData) -> None:
+        super().__init__()
+        self.program: Program = describe(model, data)
+        sites = self.program.continuous
+        if not sites:
+            raise ValueError(
+                f"guide '{self.family}' needs continuous latents, and the model has none; its discrete sites "
+                f"({', '.join(self.program.discrete) or 'none'}) are summed out or enumerated without it"
+            )
+        self.space = Unconstrained(sites)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the parameters."""
+        return next(iter([*self.parameters(), *self.buffers()])).dtype
+
+    def initialize(self, start: Start) -> None:
+        """Puts the family's frame where the start found the posterior."""
+        raise NotImplementedError
+
+    def disperse(self, generator_scale: float = 2.0) -> None:
+        """Moves the parameters away from the start, for an independent restart: means by about two posterior sds."""
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.add_(torch.randn_like(parameter) * generator_scale * (1.0 if parameter is self._offset else 0.1))
+
+    @property
+    def _offset(self) -> Tensor | None:
+        offset = getattr(self, "offset", None)
+        return offset if isinstance(offset, Tensor) else None
+
+    def refuse_minibatch(self, index: Tensor | None) -> None:
+        """A joint density over latents of single observations cannot be subsampled."""
+        if index is not None and self.program.local:
+            raise ValueError(
+                f"guide '{self.family}' is one joint density over all observations' latents ({', '.join(self.program.local)}), "
+                "so it cannot be trained on minibatches; use 'mean_field' or 'structured', or leave out batch_size"
+            )
+
+
+def prior_scale_values(program: Program, space: Unconstrained) -> Tensor:
+    """A starting point u (D,): each site's prior mean where it has one, else a value inside its support."""
+    values = {}
+    for name, site in space.sites.items():
+        values[name] = _central(site)
+    return space.join(values)
+
+
+def _central(site: Site) -> Tensor:
+    fn = site.distribution
+    try:
+        mean = fn.mean
+        if isinstance(mean, Tensor) and bool(torch.isfinite(mean).all()) and bool(fn.support.check(mean).all()):
+            return mean.expand(site.shape).clone()
+    except (NotImplementedError, AttributeError, ValueError):
+        pass
+    transform = torch.distributions.biject_to(site.support)
+    shape = transform.inverse_shape(site.shape)
+    like = next(iter(v for v in vars(fn).values() if isinstance(v, Tensor) and v.is_floating_point()), torch.zeros(()))
+    value: Tensor = transform(torch.zeros(shape, dtype=like.dtype, device=like.device))
+    return value
+
+
+class Plates:
+    """Opens the model's plates in a guide, each once, the data plate with the batch's rows."""
+
+    def __init__(self, program: Program, index: Tensor | None) -> None:
+        self.program = program
+        self.index = index
+        self.open: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def around(self, site: Site) -> Iterator[None]:
+        """The plates of one site, as nested contexts."""
+        with contextlib.ExitStack() as stack:
+            for plate in site.plates:
+                if plate.name not in self.open:
+                    rows = self.index if plate.name == DATA_PLATE else None
+                    self.open[plate.name] = pyro.plate(plate.name, plate.size, subsample=rows, dim=plate.dim)
+                stack.enter_context(self.open[plate.name])
+            yield
+
+    def rows(self, site: Site, value: Tensor) -> Tensor:
+        """The batch's rows of a per-observation tensor whose leading dimensions are the site's plates."""
+        if self.index is None or not site.local:
+            return value
+        dim = next(plate.dim for plate in site.plates if plate.name == DATA_PLATE)
+        return value.index_select(len(site.batch_shape) + dim, self.index)
+
+
+def sample_joint(guide: ContinuousGuide, base: Any, plates: Plates) -> dict[str, Tensor]:
+    """Draws the flat vector from `base` and writes each site as a `Delta` that carries the Jacobian of its transform."""
+    u = pyro.sample(f"_{guide.family}", base, infer={"is_auxiliary": True})
+    values = {}
+    for name, (value, log_det) in guide.space.constrain_with_log_det(u).items():
+        site = guide.space.sites[name]
+        with plates.around(site):
+            density = -log_det if site.support is not torch.distributions.constraints.real else 0.0
+            delta = dist.Delta(value, log_density=density, event_dim=site.event_dim)
+            values[name] = pyro.sample(name, delta)
+    return values

@@ -1,0 +1,36 @@
+"""The exact posterior as a guide, where the model knows it: the loss equals -log evidence for every single draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyro.nn import PyroModule
+
+from ..inference.program import BoundData
+
+
+class Exact(PyroModule):
+    """Draws from `model.exact_posterior(data)`; there is nothing to train."""
+
+    family = "exact"
+    objective = "elbo"
+
+    def __init__(self, model: Callable[..., Any], data: BoundData) -> None:
+        super().__init__()
+        solve = getattr(model, "exact_posterior", None)
+        if solve is None:
+            raise ValueError(
+                f"guide 'exact' needs a model with exact_posterior(data), and {type(model).__name__} has none; use 'full_rank' or 'mean_field'"
+            )
+        posterior = solve(data)
+        if not hasattr(posterior, "as_guide"):
+            raise ValueError(
+                f"the exact posterior of {type(model).__name__} is known by its moments but cannot be drawn site by site; use "
+                "'structured' or 'mean_field', and compare with bz.reference"
+            )
+        self._draw = posterior.as_guide()
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Draws every latent from the posterior of the data that the guide was built with."""
+        self._draw(*args, **kwargs)

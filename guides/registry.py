@@ -1,0 +1,105 @@
+"""Guide families by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..inference.program import BoundData, describe
+from .beta import BetaGuide
+from .discrete import DiscreteGuide
+from .exact import Exact
+from .flow import InverseAutoregressive, SplineFlow
+from .full_rank import FullRank, Laplace
+from .low_rank import LowRank
+from .mean_field import MeanField
+from .point import Map, Mle
+from .structured import Structured
+
+type GuideBuilder = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table of families.
+
+    Attributes:
+        build: the builder `(model, data, **options) -> guide`.
+        objective: `elbo`, a bound (loss >= -log evidence; k-hat and LOO apply), or `surrogate`.
+        summary: what it is, in one line.
+    """
+
+    name: str
+    build: GuideBuilder
+    objective: str
+    summary: str
+
+
+_BUILDERS: tuple[tuple[Any, str], ...] = (
+    (Exact, "the exact posterior, where the model knows it; nothing is trained"),
+    (Map, "the posterior mode in the model's own parametrisation"),
+    (Mle, "the maximum of the likelihood; the prior plays no part"),
+    (Laplace, "a Gaussian at the mode with the curvature's covariance"),
+    (MeanField, "independent normals in unconstrained coordinates"),
+    (LowRank, "a normal with a few correlated directions"),
+    (FullRank, "a multivariate normal over all latents"),
+    (Structured, "full rank over the shared latents, and each observation's latents given them"),
+    (InverseAutoregressive, "an inverse autoregressive flow"),
+    (SplineFlow, "a neural spline flow"),
+    (BetaGuide, "independent Beta distributions for latents in (0, 1)"),
+)
+
+FAMILIES: dict[str, Family] = {g.family: Family(g.family, g, g.objective, text) for g, text in _BUILDERS}
+
+
+def get(name: str) -> Family:
+    """The family of that name.
+
+    Raises:
+        ValueError: naming the nearest names.
+    """
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name, list(FAMILIES), 3, 0.4)
+        hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+        raise ValueError(f"unknown guide '{name}'; {hint}the families are {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def build(name: str, model: Callable[..., Any], data: BoundData, *, discrete: str = "marginalize", **options: Any) -> Any:
+    """The guide of a family for one model; with `discrete="guide"` it also covers the discrete latents."""
+    family = get(name)
+    if discrete == "guide" and describe(model, data).discrete:
+        return DiscreteGuide(model, data, family.build, **options)
+    try:
+        return family.build(model, data, **options)
+    except TypeError as error:
+        if "unexpected keyword" in str(error):
+            raise ValueError(f"guide '{name}' has no such option: {str(error).split('got an ')[-1]}") from error
+        raise
+
+
+def available(model: Callable[..., Any], data: BoundData | None = None) -> list[str]:
+    """The families that fit a model.
+
+    Args:
+        data: what the model will be fitted to; a zoo model may be asked without it, with data simulated from itself.
+    """
+    if data is None:
+        data = _sample_data(model)
+    names = []
+    for name, family in FAMILIES.items():
+        try:
+            family.build(model, data)
+        except ValueError:
+            continue
+        names.append(name)
+    return names
+
+
+def _sample_data(model: Callable[..., Any]) -> Any:
+    make = getattr(model, "example_data", None)
+    if make is None:
+        raise ValueError("available(model) needs data to see the model's latents: available(model, data)")
+    return make()

@@ -1,0 +1,100 @@
+"""Draws from a fitted guide with log p and log q of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from .density import EachDraw, draw_discrete, guide_factors, guide_values, log_joint, total
+from .owned import Owned
+from .program import Program
+
+#: Memory that one chunk of mapped draws may take beside its result, in bytes.
+CHUNK_BYTES = 60_000_000
+
+
+@dataclass(frozen=True)
+class Draws:
+    """S draws of the latents.
+
+    Attributes:
+        values: site -> (S, *shape), on the fit's device.
+        log_p: (S,) log p(values, observations) in nats, discrete latents summed out.
+        log_q: (S,) log q(values) in nats, or None for a point.
+    """
+
+    values: dict[str, Tensor]
+    log_p: Tensor
+    log_q: Tensor | None
+
+    @property
+    def log_ratio(self) -> Tensor | None:
+        """log p - log q, (S,)."""
+        return None if self.log_q is None else self.log_p - self.log_q
+
+
+def chunk_size(num_data: int, itemsize: int, width: int = 1) -> int:
+    """Draws that fit into `CHUNK_BYTES` when each holds about eight temporaries of (num_data, width)."""
+    return max(1, CHUNK_BYTES // max(1, 8 * num_data * max(1, width) * itemsize))
+
+
+def map_random(function: Callable[[], Any], num: int, device: torch.device, chunk: int) -> Any:
+    """Calls a random function `num` times and stacks the results, by `torch.vmap` where it allows."""
+    try:
+        parts = [
+            torch.vmap(lambda _: function(), randomness="different")(torch.zeros(min(chunk, num - i), device=device))
+            for i in range(0, num, chunk)
+        ]
+        if isinstance(parts[0], tuple):
+            values = {k: torch.cat([p[0][k] for p in parts]) for k in parts[0][0]}
+            return values, torch.cat([p[1] for p in parts])
+        return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+    except Exception:  # what cannot be mapped (gamma draws, values read) is called one by one
+        single = [function() for _ in range(num)]
+        if isinstance(single[0], tuple):
+            values = {k: torch.stack([s[0][k] for s in single]) for k in single[0][0]}
+            return values, torch.stack([s[1] for s in single])
+        return {k: torch.stack([s[k] for s in single]) for k in single[0]}
+
+
+def draw(
+    owned: Owned,
+    program: Program,
+    kwargs: Mapping[str, Any],
+    num: int,
+    each: EachDraw,
+    *,
+    point: bool,
+    discrete: bool = True,
+    score: bool = True,
+) -> Draws:
+    """Draws from the guide; call inside `owned.active`.
+
+    Args:
+        point: whether the guide is a point without log q.
+        discrete: whether to draw the discrete latents that were summed out, too.
+        score: whether log p is wanted (else it is left empty).
+    """
+
+    def one() -> tuple[dict[str, Tensor], Tensor]:
+        trace = poutine.trace(owned.guide).get_trace(**kwargs)
+        values = {k: v.clone() for k, v in guide_values(trace).items() if k in program.latents}
+        return values, total(guide_factors(trace)) + torch.zeros((), device=owned.device)
+
+    chunk = min(num, chunk_size(program.num_data, torch.finfo(owned.dtype).bits // 8))
+    with torch.no_grad():
+        if program.continuous or any(True for _ in program.latents):
+            values, log_q = map_random(one, num, owned.device, chunk)
+        else:
+            values, log_q = {}, torch.zeros(num)
+        log_p = torch.zeros(num, device=owned.device)
+        if score:
+            log_p = each(lambda v: log_joint(program, owned.model, kwargs, v), values, chunk=chunk) if values else log_p
+    if discrete and any(name not in values for name in program.discrete):
+        values |= draw_discrete(program, owned.model, kwargs, values, EachDraw())
+    return Draws(values, log_p, None if point else log_q)

@@ -1,0 +1,221 @@
+"""The loss: the negative evidence lower bound of the whole data set, in nats, and its relatives.
+
+    loss = -E_q [ log p(x, z) - log q(z) ]  >=  -log p(x)
+
+Every objective is one differentiable function of one batch. Sites that can be reparametrised carry their gradient
+themselves (the lecture's reparametrisation trick); for the others the score-function term of REINFORCE is added, whose
+companion E_q[grad log q] is zero and so left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from .density import (
+    EachDraw,
+    Enumerate,
+    Factor,
+    guide_factors,
+    guide_values,
+    model_factors,
+    model_trace,
+    site_factor,
+    total,
+)
+from .program import Program, is_point, sample_sites
+
+Estimator = Literal["monte_carlo", "analytic_kl", "importance_weighted"]
+Discrete = Literal["marginalize", "guide"]
+
+ESTIMATORS: tuple[Estimator, ...] = ("monte_carlo", "analytic_kl", "importance_weighted")
+
+
+@dataclass
+class Objective:
+    """The loss of one (model, guide) pair.
+
+    Attributes:
+        estimator: `monte_carlo` (log p - log q of the draws), `analytic_kl` (the closed-form KL wherever prior and guide have
+            one) or `importance_weighted` (Burda et al. 2016: -log mean exp(log p - log q) over the particles).
+        num_particles: draws a step.
+        discrete: where discrete latents live: `marginalize` sums them out of the model, `guide` enumerates the guide's.
+        surrogate: `None` for a bound; `"joint"` (-log p(x, z), the posterior mode's loss) or `"likelihood"` (-log p(x | z)).
+    """
+
+    program: Program
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    estimator: Estimator = "monte_carlo"
+    num_particles: int = 1
+    discrete: Discrete = "marginalize"
+    surrogate: Literal["joint", "likelihood"] | None = None
+    each: EachDraw = field(default_factory=EachDraw)
+
+    def __call__(self, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Loss of one batch.
+
+        Returns:
+            The tensor to differentiate and the value to report: both scalars, equal but for score-function terms.
+        """
+        if self.num_particles == 1:
+            bound, score = self._particle(kwargs)
+        else:
+            some = next(iter(v for v in kwargs.values() if isinstance(v, Tensor)), torch.zeros(()))
+            dummy = {"particle": torch.zeros(self.num_particles, device=some.device)}
+            bound, score = self._particles(kwargs, dummy)
+        # REINFORCE: `score` is log q of the draws without a reparametrisation; its gradient is weighted by the bound.
+        score = score - score.detach()
+        if self.estimator == "importance_weighted":
+            value = torch.logsumexp(bound.reshape(-1), 0) - math.log(self.num_particles)
+            surrogate = value + value.detach() * score.sum()
+        else:
+            value = bound.mean()
+            surrogate = value + (bound.detach() * score).mean()
+        return -surrogate, -value
+
+    def _particles(self, kwargs: Mapping[str, Any], dummy: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.each.vectorized is None:
+            self._check_vectorized(kwargs)
+        if self.each.vectorized:
+            return torch.vmap(lambda _: self._particle(kwargs), randomness="different")(dummy["particle"])
+        pairs = [self._particle(kwargs) for _ in range(self.num_particles)]
+        return torch.stack([b for b, _ in pairs]), torch.stack([s for _, s in pairs])
+
+    def _check_vectorized(self, kwargs: Mapping[str, Any]) -> None:
+        """Maps two draws through guide and model, and replays the same draws one by one."""
+
+        def draw(_: Tensor) -> dict[str, Tensor]:
+            return guide_values(self.guide_trace(kwargs))
+
+        try:
+            with torch.no_grad():
+                values = torch.vmap(draw, randomness="different")(torch.zeros(2))
+            probe, _ = torch.vmap(lambda _: self._particle(kwargs), randomness="different")(torch.zeros(2))
+            if probe.requires_grad:
+                params = [p for p in _parameters(self.guide) if p.requires_grad]
+                torch.autograd.grad(probe.sum(), params, allow_unused=True)
+        except Exception as error:  # a guide or model that cannot be mapped is looped over instead
+            self.each.vectorized = False
+            self.each.reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            return
+        with torch.no_grad():
+            self.each(lambda v: total(model_factors(self.program, self.model, kwargs, v)), values)
+
+    def guide_trace(self, kwargs: Mapping[str, Any]) -> poutine.Trace:
+        """One run of the guide; with `discrete="guide"` its discrete sites hold their whole support."""
+        if self.discrete == "guide" and self.program.discrete:
+            with Enumerate(self.program.discrete, self.program.max_plate_nesting):
+                return poutine.trace(self.guide).get_trace(**kwargs)
+        return poutine.trace(self.guide).get_trace(**kwargs)
+
+    def _particle(self, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The bound of one draw, and log q of its draws without a reparametrisation."""
+        trace = self.guide_trace(kwargs)
+        values = guide_values(trace)
+        if self.discrete == "guide" and self.program.discrete:
+            return self._enumerated(kwargs, trace, values)
+        if self.surrogate == "likelihood":
+            factors = model_factors(self.program, self.model, kwargs, values)
+            bound = total(factor for factor in factors if factor.observed)
+            return bound, torch.zeros_like(bound)
+        if self.estimator == "analytic_kl":
+            return self._analytic(kwargs, trace, values)
+        bound = total(model_factors(self.program, self.model, kwargs, values))
+        if self.surrogate is None:
+            bound = bound - total(guide_factors(trace))
+        return bound, _score(trace, bound)
+
+    def _analytic(self, kwargs: Mapping[str, Any], trace: poutine.Trace, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        prior = model_trace(self.model, kwargs, values)
+        terms: list[Factor] = []
+        for name, site in sample_sites(prior):
+            factor = site_factor(name, site)
+            if name not in trace.nodes or site["is_observed"]:
+                terms.append(factor)
+                continue
+            q = trace.nodes[name]
+            kl = _kl(q["fn"], site["fn"])
+            if kl is None:
+                log_q = site_factor(name, q)
+                terms += [factor, Factor(name, -log_q.log_prob, log_q.plates, log_q.scale, False)]
+            else:
+                terms.append(Factor(name, -kl, factor.plates, factor.scale, False))
+        bound = total(terms)
+        return bound, _score(trace, bound)
+
+    def _enumerated(self, kwargs: Mapping[str, Any], trace: poutine.Trace, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Exact expectation over the guide's discrete sites: each cost weighted by q of the states it depends on."""
+        first = -1 - self.program.max_plate_nesting
+        names = [name for name, _ in sample_sites(trace) if name in self.program.discrete]
+        dims = {name: first - k for k, name in enumerate(names)}
+        log_q = {name: site_factor(name, trace.nodes[name]) for name in names}
+        prior = model_trace(self.model, kwargs, values)
+        costs = [site_factor(name, site) for name, site in sample_sites(prior)]
+        costs += [Factor(f.name, -f.log_prob, f.plates, f.scale, False) for f in guide_factors(trace)]
+        bound = torch.zeros(())
+        for cost in costs:
+            weight = self._weight(cost, log_q, dims)
+            bound = bound + (cost.log_prob * weight * cost.scale).sum()
+        continuous = [n for n in self.program.continuous if n in trace.nodes]
+        return bound, _score(trace, bound, only=continuous)
+
+    def _weight(self, cost: Factor, log_q: Mapping[str, Factor], dims: Mapping[str, int]) -> Tensor | float:
+        def depends(t: Tensor, dim: int) -> bool:
+            return t.dim() >= -dim and t.shape[dim] > 1
+
+        needed = [name for name, dim in dims.items() if depends(cost.log_prob, dim) or name == cost.name]
+        closure = list(needed)
+        for name in closure:  # grows while it is read: the parents of what the cost depends on
+            closure += [n for n, d in dims.items() if n not in closure and depends(log_q[name].log_prob, d)]
+        if not closure:
+            return 1.0
+        joint = sum((log_q[name].log_prob for name in closure), start=torch.zeros(()))
+        out = [dims[name] for name in closure if name not in needed]
+        if out:
+            joint = torch.logsumexp(joint, dim=out, keepdim=True)
+        return joint.exp()
+
+
+def _score(trace: poutine.Trace, like: Tensor, only: list[str] | None = None) -> Tensor:
+    """log q of the draws that carry no gradient of their own."""
+    score = torch.zeros_like(like)
+    for name, site in sample_sites(trace):
+        if site["is_observed"] or is_point(site) or site["fn"].has_rsample or (only is not None and name not in only):
+            continue
+        score = score + site_factor(name, site).total
+    return score
+
+
+def _kl(q: Any, p: Any) -> Tensor | None:
+    """KL(q || p) where torch knows it and both have the same shape."""
+    if q.batch_shape != p.batch_shape or q.event_shape != p.event_shape:
+        return None
+    try:
+        kl: Tensor = kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+    return kl if kl.shape == q.batch_shape else None
+
+
+def has_analytic_kl(program: Program, model: Callable[..., Any], guide: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether every latent site of the guide has a closed-form KL to its prior."""
+    if program.discrete:
+        return False
+    with torch.no_grad():
+        trace = poutine.trace(guide).get_trace(**kwargs)
+        prior = model_trace(model, kwargs, guide_values(trace))
+    return all(
+        name in trace.nodes and _kl(trace.nodes[name]["fn"], prior.nodes[name]["fn"]) is not None for name in program.continuous
+    )
+
+
+def _parameters(guide: Callable[..., Any]) -> list[torch.nn.Parameter]:
+    return list(guide.parameters()) if isinstance(guide, torch.nn.Module) else []

@@ -1,0 +1,309 @@
+"""What a fit returns: the trained pair, its record, and everything that people ask of a posterior."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .density import EachDraw, log_likelihood
+from .draws import Draws, chunk_size, draw
+from .objective import Objective
+from .owned import Owned
+from .prediction import Prediction, simulate_observed, summarize
+from .program import Program
+from .training import History
+
+
+@dataclass
+class Run:
+    """One restart: trained model and guide, and how the training went."""
+
+    owned: Owned
+    program: Program
+    objective: Objective
+    history: History
+    restart: int
+    seconds: float
+    family: str
+    loss: float = math.nan
+    loss_error: float = math.nan
+    each: EachDraw = field(default_factory=EachDraw)
+
+    @property
+    def point(self) -> bool:
+        """Whether the guide is a point without log q."""
+        return self.objective.surrogate is not None
+
+    def draws(self, data: Any, num: int, seed: int, *, discrete: bool = True, score: bool = True) -> Draws:
+        """`num` draws of all latents given the training data."""
+        with self.owned.active(seed):
+            kwargs = data.bind(self.owned.model)
+            return draw(
+                self.owned, self.program, kwargs, num, self.each, point=self.point, discrete=discrete, score=score
+            )
+
+    def evaluate(self, data: Any, seed: int, num: int = 400) -> None:
+        """Sets the loss of the trained guide and its Monte Carlo error, in nats."""
+        num = min(num, 10 * chunk_size(self.program.num_data, 8))
+        if self.objective.surrogate is not None or getattr(data, "streamed", False) or not self.program.latents:
+            recent = self.history.losses[-100:]
+            if self.objective.surrogate is not None and not getattr(data, "streamed", False):
+                with self.owned.active(seed), torch.no_grad():
+                    recent = [float(self.objective(data.bind(self.owned.model))[1])]
+            self.loss = sum(recent) / len(recent) if recent else math.nan
+            self.loss_error = 0.0 if len(recent) == 1 else torch.tensor(recent).std().item() / math.sqrt(len(recent))
+            return
+        ratio = self.draws(data, num, seed + 1, discrete=False).log_ratio
+        assert ratio is not None
+        ratio = ratio.double()
+        self.loss, self.loss_error = -float(ratio.mean()), float(ratio.std()) / math.sqrt(len(ratio))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted variational posterior.
+
+    Attributes:
+        runs: one `Run` a restart, each from its own start.
+        best: the restart with the lowest loss; everything but `to_arviz` speaks of it alone.
+        data: the training data, on the fit's device.
+        settings: what was asked of the runner.
+        seconds: wall time of all restarts.
+    """
+
+    runs: tuple[Run, ...]
+    best: int
+    data: Any
+    settings: Any
+    seconds: float
+
+    @property
+    def run(self) -> Run:
+        """The best restart."""
+        return self.runs[self.best]
+
+    @property
+    def model(self) -> Any:
+        """The fit's own copy of the model, with its trained parameters if it has any."""
+        return self.run.owned.model
+
+    @property
+    def guide(self) -> Any:
+        """The trained guide."""
+        return self.run.owned.guide
+
+    @property
+    def program(self) -> Program:
+        """The model's structure on the training data."""
+        return self.run.program
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss at every step: negative ELBO of the whole data set, in nats (a surrogate's loss for point guides)."""
+        return self.run.history.losses
+
+    @property
+    def loss(self) -> float:
+        """The trained guide's loss in nats, from fresh draws; `loss_error` is its Monte Carlo standard error."""
+        return self.run.loss
+
+    @property
+    def loss_error(self) -> float:
+        """Monte Carlo standard error of `loss`, in nats."""
+        return self.run.loss_error
+
+    @property
+    def loss_name(self) -> str:
+        """What `loss` is."""
+        return getattr(self.guide, "loss_name", "negative ELBO") if self.objective == "surrogate" else "negative ELBO"
+
+    @property
+    def validation_losses(self) -> list[tuple[int, float]]:
+        """(step, -E_q log p(y | z) a held-out observation in nats)."""
+        return self.run.history.validation
+
+    @property
+    def objective(self) -> str:
+        """`elbo`, a bound (loss >= -log evidence), or `surrogate`."""
+        return "surrogate" if self.run.point else "elbo"
+
+    @property
+    def estimator(self) -> str:
+        """How the loss was estimated: Monte Carlo, with an analytic KL, importance-weighted, or at a point."""
+        if self.run.point:
+            return "point"
+        name = self.run.objective.estimator
+        return name + (" (path derivative)" if getattr(self.guide, "path_derivative", False) and name == "monte_carlo" else "")
+
+    @property
+    def converged(self) -> bool:
+        """Whether the optimiser says that it arrived; whether it arrived at the posterior, `diagnose` says."""
+        return self.run.history.converged
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the best restart stopped, one sentence."""
+        return self.run.history.stop_reason
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return int(self.settings.seed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it was fitted."""
+        return self.run.owned.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the fit."""
+        return self.run.owned.dtype
+
+    def __repr__(self) -> str:
+        model = type(self.model).__name__ if isinstance(self.model, torch.nn.Module) else getattr(self.model, "__name__", "model")
+        error = f" ± {self.loss_error:.2g}" if self.loss_error > 0 else ""
+        return (
+            f"Fit({model}, guide={self.settings.guide or self.run.family!r}, {self.loss_name} {self.loss:.6g}{error} nats, "
+            f"{len(self.losses)} steps, {self.seconds:.1f} s, {self.stop_reason})"
+        )
+
+    def sample(self, n: int = 1000, *, data: Any = None, units: str = "model", seed: int | None = None) -> dict[str, Tensor]:
+        """Draws from the fitted posterior.
+
+        Args:
+            n: number of draws.
+            data: other data for the latents of single observations (guides that amortise); by default the training data.
+            units: `model`, or `original` to undo a table's standardisation where the model knows how.
+            seed: by default the fit's own, so that the same call gives the same draws.
+
+        Returns:
+            Site -> CPU tensor (n, *shape).
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"n must be a whole number of draws, at least 1, got {n!r}")
+        if units not in ("model", "original"):
+            raise ValueError(f"units must be 'model' or 'original', got {units!r}")
+        where = self.data if data is None else data.to(self.device, self.dtype)
+        draws = self.run.draws(where, n, self._seed(seed, 11), score=False)
+        order = [name for name in self.program.latents if name in draws.values]
+        values = {name: draws.values[name].detach().cpu() for name in order}
+        if units == "model" or self.data.scaler is None:
+            return values
+        convert = getattr(self.model, "to_original", None)
+        if convert is None:
+            raise ValueError(
+                "this model has no to_original(draws, scaler), so its latents cannot be put into original units; "
+                "use units='model', or predict(), which always answers in original units"
+            )
+        converted: dict[str, Tensor] = convert(values, self.data.scaler)
+        return converted
+
+    def predict(
+        self, inputs: Any = None, n: int = 1000, *, num_data: int | None = None, seed: int | None = None, site: str | None = None
+    ) -> Prediction:
+        """The posterior predictive at new inputs.
+
+        Args:
+            inputs: the model's inputs by name (`test.inputs`), or one tensor for a model with one input; for a model without
+                inputs leave it out and say how many observations, `num_data`.
+            n: posterior draws.
+            site: which observed site, where the model has several.
+
+        Returns:
+            A `Prediction` in the target's original units.
+        """
+        names = list(self.program.observed)
+        if site is None:
+            if len(names) != 1:
+                raise ValueError(f"the model observes {', '.join(names)}; say which one with site=")
+            site = names[0]
+        elif site not in names:
+            near = difflib.get_close_matches(site, names, 1)
+            raise ValueError(f"unknown observed site '{site}'{f', did you mean {near[0]!r}?' if near else ''}; the model observes {', '.join(names)}")
+        kwargs, rows = self._prediction_arguments(inputs, num_data)
+        shared = {
+            k: v for k, v in self.run.draws(self.data, n, self._seed(seed, 13), discrete=bool(self._global_discrete()), score=False).values.items()
+            if not self.program.latents[k].local
+        }
+        with self.run.owned.active(self._seed(seed, 17)):
+            found = simulate_observed(self.run.owned, self.program, kwargs, shared, rows=rows)
+        return summarize(found[site], self.data.scaler)
+
+    def _global_discrete(self) -> list[str]:
+        return [name for name, s in self.program.discrete.items() if not s.local]
+
+    def _prediction_arguments(self, inputs: Any, num_data: int | None) -> tuple[dict[str, Any], int]:
+        data, model = self.data, self.model
+        template = data.bind(model, observed=False)
+        wanted = [name for name in data.inputs]
+        if isinstance(inputs, Tensor):
+            if len(wanted) != 1:
+                raise ValueError(f"the model has the inputs {', '.join(wanted) or '(none)'}; pass a dict with these names")
+            inputs = {wanted[0]: inputs}
+        inputs = dict(inputs or {})
+        unknown = [name for name in inputs if name not in wanted]
+        lacking = [name for name in wanted if name not in inputs]
+        if unknown or lacking:
+            raise ValueError(
+                f"predict needs the inputs {', '.join(wanted) or '(none)'} and got {', '.join(inputs) or 'none'}; pass a dict with these names"
+            )
+        moved = {}
+        for name, value in inputs.items():
+            like = data.inputs[name]
+            value = torch.as_tensor(value)
+            if value.dim() != like.dim() or value.shape[1:] != like.shape[1:]:
+                raise ValueError(
+                    f"input '{name}' must have the shape (N, {', '.join(str(s) for s in like.shape[1:])}) that the model was fitted with, got {tuple(value.shape)}"
+                    if like.dim() > 1
+                    else f"input '{name}' must have one dimension, as the model was fitted with, got shape {tuple(value.shape)}"
+                )
+            moved[name] = value.to(device=like.device, dtype=like.dtype)
+        rows = len(next(iter(moved.values()))) if moved else (num_data or 1)
+        if moved and num_data is not None and num_data != rows:
+            raise ValueError(f"num_data={num_data}, but the inputs have {rows} rows; leave num_data out")
+        kwargs = {**template, **moved}
+        if "num_data" in kwargs:
+            kwargs["num_data"] = rows
+        return kwargs, rows
+
+    def log_likelihood(self, n: int = 1000, *, seed: int | None = None, site: str | None = None) -> Tensor:
+        """log p(observation | draw) of the training data, (n, N) on the CPU, in nats.
+
+        Chunked, so that no more than about 100 MB are held beside the result. Local discrete latents are summed out; other
+        latents of single observations take their drawn values.
+        """
+        draws = self.run.draws(self.data, n, self._seed(seed, 11), discrete=bool(self._global_discrete()), score=False)
+        return self.pointwise(self.run, draws.values, site)
+
+    def pointwise(self, run: Run, values: Mapping[str, Tensor], site: str | None = None) -> Tensor:
+        """log p(observation | values) for given draws of one restart; see `log_likelihood`."""
+        names = list(self.program.observed)
+        site = names[0] if site is None else site
+        kept = {k: v for k, v in values.items() if not (self.program.latents[k].discrete and self.program.latents[k].local)}
+        num = len(next(iter(values.values())))
+        with run.owned.active(0), torch.no_grad():
+            kwargs = self.data.bind(run.owned.model)
+
+            def one(v: Mapping[str, Tensor]) -> Tensor:
+                return log_likelihood(self.program, run.owned.model, kwargs, v)[site]
+
+            each = EachDraw()
+            chunk = chunk_size(len(self.data), torch.finfo(self.dtype).bits // 8)
+            out: Tensor | None = None
+            for i in range(0, num, chunk):
+                part = each(one, {k: v[i : i + chunk] for k, v in kept.items()}, chunk=chunk)
+                if out is None:
+                    out = torch.empty(num, *part.shape[1:], dtype=part.dtype)
+                out[i : i + chunk] = part.cpu()
+        assert out is not None
+        return out
+
+    def _seed(self, seed: int | None, offset: int) -> int:
+        return (self.seed if seed is None else seed) * 1009 + offset

@@ -1,0 +1,352 @@
+"""A data set in memory: what a model conditions on, by the names of the model's parameters.
+
+`inputs` and `observed` share dimension 0, the N observations; `constants` are passed to the model as they are
+and are never batched. Keys are parameter names of the model; a bare observed tensor goes to the first
+parameter whose default is None. Everything is frozen: methods return new data sets. All fields after the
+constants are metadata, which describe the data and change nothing in a model's call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import binding
+from .binding import Model
+from .checks import check_keys, check_same_rows, named_values, texts, to_tensor
+from .frozen import FrozenDict
+from .sampling import batch_indices, split_indices
+from .scaler import Scaler, wide_dtype
+from .schema import Schema
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Data:
+    """Inputs, observed values and constants of one model, with what is known about them.
+
+    Boolean observed values become floating, as Bernoulli likelihoods need; others keep their dtype.
+
+    Attributes:
+        inputs: tensors of shape `(N, ...)` that the model is conditioned on, by parameter name.
+        observed: the values that the model explains, shape `(N, ...)`: one tensor, or several by name.
+        constants: values passed to every call of the model.
+        name: name of the data set.
+        origin: where it comes from.
+        licence: its licence.
+        note: anything a reader should know.
+        feature_names: names of the D columns of `inputs["x"]`.
+        target_name: name of a bare observed tensor.
+        labels: names of the N observations, such as persons.
+        observation_dim: what an observation is, such as "person".
+        scaler: the scale of standardised inputs and target, None for raw ones.
+        schema: the columns of the table that it was made from, for `encode`.
+        num_classes: number of classes of the target, None for other targets.
+        class_names: names of the classes.
+        truth: latent values that a simulation drew, by site name.
+        local_sites: the sites in `truth` with one row for each observation.
+
+    Raises:
+        ValueError: one sentence, naming the column and the row (counted from 1), for NaN, Inf, empty tensors,
+            different lengths, and what is neither a tensor nor a numpy array of real numbers.
+    """
+
+    inputs: Mapping[str, Tensor]
+    observed: Tensor | Mapping[str, Tensor]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    _: KW_ONLY
+    name: str = "data"
+    origin: str = ""
+    licence: str = ""
+    note: str = ""
+    feature_names: tuple[str, ...] = ()
+    target_name: str = ""
+    labels: tuple[str, ...] = ()
+    observation_dim: str = "observation"
+    scaler: Scaler | None = None
+    schema: Schema | None = None
+    num_classes: int | None = None
+    class_names: tuple[str, ...] = ()
+    truth: Mapping[str, Tensor] = field(default_factory=dict)
+    local_sites: tuple[str, ...] = ()
+
+    streamed = False
+
+    def __post_init__(self) -> None:
+        for name in ("feature_names", "labels", "class_names", "local_sites"):
+            self._set(name, texts(name, getattr(self, name)))
+        for name in ("inputs", "constants", "truth"):
+            self._set(name, FrozenDict(named_values(name, getattr(self, name))))
+        self._set("inputs", FrozenDict({k: to_tensor(f"input {k!r}", v) for k, v in self.inputs.items()}))
+        if isinstance(self.observed, Mapping):
+            named = {
+                k: to_tensor(f"observed {k!r}", v) for k, v in named_values("observed", self.observed).items()
+            }
+            self._set("observed", FrozenDict({k: _numeric(v) for k, v in named.items()}))
+        else:
+            self._set("observed", _numeric(to_tensor(self._observed_label, self.observed)))
+        observed = self.observed if isinstance(self.observed, Mapping) else {"": self.observed}
+        check_keys(self.inputs, observed, self.constants)
+        check_same_rows(
+            {**{f"input {k!r}": v for k, v in self.inputs.items()}, **self._observed_tensors()},
+            columns={"input 'x'": self.feature_names},
+        )
+        self._check_metadata()
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def _observed_label(self) -> str:
+        return f"observed {self.target_name!r}" if self.target_name else "the observed tensor"
+
+    def _observed_tensors(self) -> dict[str, Tensor]:
+        """The observed tensors by the label that messages use."""
+        if isinstance(self.observed, Mapping):
+            return {f"observed {k!r}": v for k, v in self.observed.items()}
+        return {self._observed_label: self.observed}
+
+    def _check_metadata(self) -> None:
+        x, names = self.inputs.get("x"), len(self.feature_names)
+        if names and (x is None or x.ndim != 2 or x.shape[1] != names):
+            shape = "there is no input 'x'" if x is None else f"input 'x' has shape {tuple(x.shape)}"
+            raise ValueError(
+                f"feature_names has {names} names, but {shape}; give one name for each column of 'x'"
+            )
+        if len(set(self.feature_names)) < names:
+            twice = next(name for name in self.feature_names if self.feature_names.count(name) > 1)
+            raise ValueError(f"two columns of input 'x' are named {twice!r}; give each its own name")
+        if self.labels and len(self.labels) != len(self):
+            raise ValueError(
+                f"labels has {len(self.labels)} names for {len(self)} observations; give one each"
+            )
+
+    def __len__(self) -> int:
+        return len(next(iter(self._observed_tensors().values())))
+
+    def __repr__(self) -> str:
+        def shown(name: str, tensor: Tensor) -> str:
+            return f"{name} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+        parts = [f"{len(self)} {self.observation_dim}{'s' if len(self) != 1 else ''}"]
+        if self.inputs:
+            parts.append("inputs " + ", ".join(shown(k, v) for k, v in self.inputs.items()))
+        observed = self.observed
+        named = observed if isinstance(observed, Mapping) else {self.target_name or "tensor": observed}
+        parts.append("observed " + ", ".join(shown(k, v) for k, v in named.items()))
+        if self.constants:
+            parts.append("constants " + ", ".join(self.constants))
+        if self.scaler:
+            parts.append(f"standardised {'inputs and target' if self.scaler.target_scaled else 'inputs'}")
+        if self.device.type != "cpu":
+            parts.append(f"on {self.device}")
+        return f"Data({self.name}: {'; '.join(parts)})"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the first floating tensor, inputs before observed; torch's default if there is none."""
+        for tensor in (*self.inputs.values(), *self._observed_tensors().values()):
+            if tensor.is_floating_point():
+                return tensor.dtype
+        return torch.get_default_dtype()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(iter(self._observed_tensors().values())).device
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of inputs and observed values, in bytes."""
+        tensors = (*self.inputs.values(), *self._observed_tensors().values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    @property
+    def dim(self) -> int:
+        """Number of columns of `inputs["x"]`."""
+        x = self.inputs.get("x")
+        if x is None or x.ndim < 2:
+            has = "there is no such input" if x is None else f"it has shape {tuple(x.shape)}"
+            raise ValueError(
+                f"dim counts the columns of input 'x', but {has}; give inputs={{'x': (N, D) tensor}}"
+            )
+        return x.shape[-1]
+
+    def observed_dict(self, model: Model) -> dict[str, Tensor]:
+        """Returns the observed tensors by the model's parameter names."""
+        return binding.name_observed(model, self.observed, {**self.inputs, **self.constants})
+
+    def bind(self, model: Model, observed: bool = True) -> dict[str, Any]:
+        """Returns the keyword arguments that call the model on all rows.
+
+        Args:
+            model: a module or any other callable.
+            observed: False leaves the observed values out, so that the model simulates them.
+
+        Raises:
+            ValueError: if a name is not a parameter of the model, or a required parameter has no value.
+        """
+        values = {**self.inputs, **(self.observed_dict(model) if observed else {}), **self.constants}
+        return binding.bind(model, values, num_data=len(self))
+
+    def batch(self, index: Tensor, model: Model) -> dict[str, Any]:
+        """Returns the keyword arguments that call the model on the rows `index`, shape `(B,)`.
+
+        `num_data` stays the number of all rows, and `index` is passed to a model that takes it: so the
+        model's plate scales the batch to the whole data set. A model that takes no `index` gets the rows
+        alone.
+        """
+        index = index.to(self.device)
+        inputs = {k: v[index] for k, v in self.inputs.items()}
+        observed = {k: v[index] for k, v in self.observed_dict(model).items()}
+        return binding.bind(model, {**inputs, **observed, **self.constants}, num_data=len(self), index=index)
+
+    def batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+        """Yields row numbers, shape `(batch_size,)`, of a permutation that (seed, epoch) fixes.
+
+        A short last batch is dropped (other rows in each epoch), so that all batches have one shape.
+
+        Raises:
+            ValueError: if the batch size is not between 1 and the number of rows.
+        """
+        return batch_indices(len(self), batch_size, seed, epoch, self.device)
+
+    def select(self, rows: Tensor | Sequence[int] | slice) -> Data:
+        """Returns the data set of some rows: row numbers (tensor or list), a boolean tensor, or a slice."""
+        n = len(self)
+        index = torch.arange(n)[rows] if isinstance(rows, slice) else torch.as_tensor(rows).cpu()
+        if index.dtype == torch.bool and index.shape == (n,):
+            index = index.nonzero()[:, 0]
+        if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
+            raise ValueError(
+                "rows must be a slice, a list of row numbers, or a mask with one entry for each row"
+            )
+        if len(index) and not -n <= int(index.min()) <= int(index.max()) < n:
+            raise ValueError(
+                f"rows must lie between 0 and {n - 1}, but they reach from {int(index.min())} to "
+                f"{int(index.max())}"
+            )
+        index = index.long() % n
+        near = index.to(self.device)
+        observed: Tensor | dict[str, Tensor]
+        if isinstance(self.observed, Mapping):
+            observed = {k: v[near] for k, v in self.observed.items()}
+        else:
+            observed = self.observed[near]
+        return replace(
+            self,
+            inputs={k: v[near] for k, v in self.inputs.items()},
+            observed=observed,
+            labels=tuple(self.labels[i] for i in index.tolist()) if self.labels else (),
+            truth={k: v[index.to(v.device)] if k in self.local_sites else v for k, v in self.truth.items()},
+        )
+
+    def split(self, fraction: float, seed: int) -> tuple[Data, Data]:
+        """Returns a random part of `round(fraction * N)` rows and the others, in their old order.
+
+        A standardised table is taken back to its units, split, and both parts are standardised with the mean
+        and sd of the first part alone, so that nothing of the second is known to a fit.
+        """
+        raw = self.unscaled()
+        first, second = (raw.select(rows) for rows in split_indices(len(self), fraction, seed))
+        if self.scaler is None:
+            return first, second
+        target = first.observed if self.scaler.target_scaled and isinstance(first.observed, Tensor) else None
+        scaler = Scaler.fit(
+            first.inputs["x"],
+            target,
+            feature_names=self.scaler.feature_names,
+            target_name=self.scaler.target_name,
+            scaled=self.scaler.scaled,
+        )
+        return self._rescale(first, scaler), self._rescale(second, scaler)
+
+    def _rescale(self, part: Data, scaler: Scaler) -> Data:
+        """Standardises an unscaled part of this data set, in this data set's dtypes."""
+        part = apply_scaler(part, scaler)
+        observed = part.observed
+        if isinstance(observed, Tensor) and isinstance(self.observed, Tensor):
+            observed = observed.to(self.observed.dtype)
+        inputs = {**part.inputs, "x": part.inputs["x"].to(self.inputs["x"].dtype)}
+        return replace(part, inputs=inputs, observed=observed)
+
+    def unscaled(self) -> Data:
+        """Returns the data in their own units; what was standardised becomes float64, to lose no digit."""
+        if self.scaler is None:
+            return self
+        wide, observed = wide_dtype(self.device), self.observed
+        if self.scaler.target_scaled and isinstance(observed, Tensor):
+            observed = self.scaler.inverse_target(observed.to(wide))
+        inputs = {**self.inputs, "x": self.scaler.inverse_inputs(self.inputs["x"].to(wide))}
+        return replace(self, inputs=inputs, observed=observed, scaler=None)
+
+    def encode(self, rows: Any) -> dict[str, Tensor]:
+        """Returns the inputs for new raw rows, in the columns, categories, scale and dtype of these data.
+
+        Args:
+            rows: a data frame, a mapping from column names to values, or, where all columns are numbers, an
+                array of shape `(M, D)`.
+
+        Raises:
+            ValueError: for a missing column, an unknown category or a value that is missing or not finite.
+        """
+        if self.schema is None:
+            raise ValueError(
+                f"{self.name} was not made from a table, so it cannot encode new rows; give the model's "
+                "inputs as a dict of tensors, or make the data with bz.data.from_frame"
+            )
+        x = self.inputs["x"]
+        return {k: v.to(x) for k, v in self.schema.encode(rows, self.scaler).items()}
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Data:
+        """Returns the data on another device, floating tensors (constants too) in another dtype.
+
+        Raises:
+            ValueError: if the device is not there or the dtype is not floating.
+        """
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating dtype such as torch.float64, not {dtype}; choose one")
+
+        def move(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return move_tensor(value, device, dtype if value.is_floating_point() else None)
+
+        observed = self.observed
+        return replace(
+            self,
+            inputs={k: move(v) for k, v in self.inputs.items()},
+            observed={k: move(v) for k, v in observed.items()}
+            if isinstance(observed, Mapping)
+            else move(observed),
+            constants={k: move(v) for k, v in self.constants.items()},
+        )
+
+
+def move_tensor(tensor: Tensor, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
+    """Returns the tensor on a device; one sentence if there is no such device."""
+    try:
+        return tensor.to(device=device, dtype=dtype)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); choose 'cpu'") from None
+
+
+def apply_scaler(data: Data, scaler: Scaler) -> Data:
+    """Returns raw data standardised by the scaler, which stands in the result."""
+    observed = data.observed
+    if scaler.target_scaled and isinstance(observed, Tensor):
+        observed = scaler.transform_target(
+            observed if observed.is_floating_point() else observed.to(data.dtype)
+        )
+    inputs = {**data.inputs, "x": scaler.transform_inputs(data.inputs["x"])}
+    return replace(data, inputs=inputs, observed=observed, scaler=scaler)
+
+
+def _numeric(observed: Tensor) -> Tensor:
+    return observed.to(torch.get_default_dtype()) if observed.dtype == torch.bool else observed
