@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -38,6 +38,11 @@ class DiscreteGuide(PyroModule):
                 raise ValueError(f"site '{site.name}' has vector-valued states; write it with Categorical to enumerate it in the guide")
             states = site.distribution.enumerate_support(expand=False).shape[0]
             self.logits.append(nn.Parameter(0.01 * torch.randn(*site.batch_shape, states)))
+
+    def set_tables(self, probs: Mapping[str, Tensor]) -> None:
+        """Begins the tables at given probabilities, each (*plates, K)."""
+        for name, logits in zip(self.sites, self.logits, strict=True):
+            logits.copy_(probs[name].clamp_min(1e-6).log())
 
     def forward(self, *args: Any, index: Tensor | None = None, **kwargs: Any) -> None:
         """Draws the continuous latents and each discrete one."""

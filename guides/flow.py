@@ -63,6 +63,8 @@ class InverseAutoregressive(ContinuousGuide):
     """
 
     family = "iaf"
+    #: Networks take smaller steps than parameters in units of posterior sds.
+    first_step = 0.004
 
     def __init__(
         self, model: Callable[..., Any], data: BoundData, *, transforms: int = 2, hidden: tuple[int, ...] | None = None

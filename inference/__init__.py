@@ -1,4 +1,11 @@
-"""placeholder"""
+"""The shared SVI runner and all that is asked of its fits."""
 
 if __name__ != "bayeszoo.inference":
     raise ImportError("this folder is the package bayeszoo.inference: write 'import bayeszoo.inference', not 'import inference'")
+
+from .prediction import Prediction
+from .result import Fit, Run
+from .runner import fit
+from .training import NonFiniteError, Progress
+
+__all__ = ["Fit", "NonFiniteError", "Prediction", "Progress", "Run", "fit"]

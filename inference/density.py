@@ -328,6 +328,23 @@ def draw_discrete(
     return drawn
 
 
+def discrete_marginals(
+    program: Program, model: Callable[..., Any], kwargs: Mapping[str, Any], values: Values
+) -> dict[str, Tensor]:
+    """p(z = k | values, observations) of every summed-out site, each (*plates, K)."""
+    with torch.enable_grad():
+        nudge = {n: _blank_nudge(program, model, kwargs, values, n).requires_grad_() for n in program.discrete}
+        log_z = total(model_factors(program, model, kwargs, values, nudge=nudge))
+        grads = torch.autograd.grad(log_z, list(nudge.values()))
+    out = {}
+    for (name, site), grad in zip(program.discrete.items(), grads, strict=True):
+        states = len(site.distribution.enumerate_support(expand=False))
+        dim = next(d for d in range(grad.dim()) if grad.shape[d] == states)
+        probs = grad.detach().clamp_min(0.0).movedim(dim, -1)
+        out[name] = probs.reshape(*site.batch_shape, states)
+    return out
+
+
 def _blank_nudge(
     program: Program, model: Callable[..., Any], kwargs: Mapping[str, Any], values: Values, name: str
 ) -> Tensor:

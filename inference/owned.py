@@ -28,6 +28,8 @@ class Owned:
     device: torch.device
     store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
 
+    _entered: bool = False
+
     @contextlib.contextmanager
     def active(self, seed: int | None = None) -> Iterator[None]:
         """Runs a block with this pair's parameters, precision and device, validation off, global generators untouched."""
@@ -36,7 +38,12 @@ class Owned:
             stack.enter_context(default_dtype(self.dtype))
             if self.device.type != "cpu":
                 stack.enter_context(torch.device(self.device))
+            if self._entered:  # the store in use is already this pair's, newer than the saved state
+                yield
+                return
             self.store = stack.enter_context(pyro.get_param_store().scope(self.store))
+            self._entered = True
+            stack.callback(setattr, self, "_entered", False)
             yield
 
     def parameters(self) -> dict[str, Tensor]:

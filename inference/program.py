@@ -97,8 +97,8 @@ class Program:
 
     @property
     def local(self) -> dict[str, Site]:
-        """Latent sites inside the data plate."""
-        return {name: site for name, site in self.latents.items() if site.local}
+        """Continuous latent sites inside the data plate."""
+        return {name: site for name, site in self.continuous.items() if site.local}
 
 
 class Fix(Messenger):
@@ -143,6 +143,14 @@ def is_point(site: Any) -> bool:
     while hasattr(fn, "base_dist") and not isinstance(fn, pyro.distributions.Delta):
         fn = fn.base_dist
     return isinstance(fn, pyro.distributions.Delta) and is_identically_zero(fn.log_density)
+
+
+def is_point_estimate(site: Any) -> bool:
+    """The same, also where the zero density has been written out as a tensor; reads values, so not for mapped code."""
+    fn = site["fn"]
+    while hasattr(fn, "base_dist") and not isinstance(fn, pyro.distributions.Delta):
+        fn = fn.base_dist
+    return isinstance(fn, pyro.distributions.Delta) and not bool(torch.as_tensor(fn.log_density != 0).any())
 
 
 def describe(model: Callable[..., Any], data: BoundData) -> Program:

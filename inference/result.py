@@ -307,3 +307,9 @@ class Fit:
 
     def _seed(self, seed: int | None, offset: int) -> int:
         return (self.seed if seed is None else seed) * 1009 + offset
+
+    def save(self, path: Any, *, overwrite: bool = False) -> None:
+        """Writes the fit into a folder, from which `bayeszoo.load` reads it; see `inference.checkpoint`."""
+        from .checkpoint import save
+
+        save(self, path, overwrite=overwrite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import functools
@@ -15,13 +16,14 @@ from typing import Any, Literal
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor, nn
 
 from .convergence import Plan
-from .density import EachDraw, log_joint, model_factors, total
+from .density import EachDraw, discrete_marginals, log_joint, model_factors, total
 from .objective import ESTIMATORS, Discrete, Estimator, Objective, has_analytic_kl
 from .owned import Owned
-from .program import Program, describe, is_point, sample_sites
+from .program import Program, describe, is_point_estimate, sample_sites
 from .progress import progress_callback
 from .result import Fit, Run
 from .start import Start, find_start
@@ -65,6 +67,7 @@ class Settings:
     clip_norm: float | None
     restarts: int
     seed: int
+    guide_options: Mapping[str, Any]
 
 
 def fit(
@@ -89,6 +92,7 @@ def fit(
     validation: Any = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
+    guide_options: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
 ) -> Fit:
     """Fits a variational posterior; the front door's `bayeszoo.fit` documents every argument.
@@ -110,14 +114,21 @@ def fit(
     if epochs is not None:
         steps = epochs * max(1, len(data) // (batch_size or len(data)))
     settings = Settings(
-        guide_name, None if loss == "auto" else loss, discrete, steps, batch_size, num_particles or 1, clip_norm, restarts, seed
+        guide_name, None if loss == "auto" else loss, discrete, steps, batch_size, num_particles or 1, clip_norm, restarts, seed,
+        dict(guide_options or {}),
     )
     runs = []
     for restart in range(restarts):
         owned = _own(model, guide, data, dtype, device, seed + restart)
         with owned.active(seed + 7919 * restart):
             runner = _Runner(owned, data, settings, optimizer, schedule, callbacks, progress, plan or Plan(), validation)
-            runs.append(runner.run(restart))
+            try:
+                runs.append(runner.run(restart))
+            except NonFiniteError as error:
+                if runner.partial is not None:
+                    partial = Fit((runner.partial,), 0, data, settings, time.perf_counter() - began)
+                    error.fit = partial
+                raise
     best = min(range(restarts), key=lambda r: (math.isnan(runs[r].loss), runs[r].loss))
     return Fit(
         runs=tuple(runs), best=best, data=data, settings=settings, seconds=time.perf_counter() - began
@@ -129,8 +140,13 @@ def _own(model: Any, guide: GuideBuilder, data: Any, dtype: torch.dtype, device:
     ready = isinstance(guide, nn.Module) or not _is_builder(guide)
     shared = {"model": model, "guide": guide if ready else None}
     # Copied together, so that a module which both of them hold stays one module.
-    shared = {k: v for k, v in copy.deepcopy({k: v for k, v in shared.items() if isinstance(v, nn.Module)}).items()}
+    originals = {k: v for k, v in shared.items() if isinstance(v, nn.Module)}
+    with _whole_autoguides(originals.get("guide")) as links:
+        shared = copy.deepcopy(originals)
     own_model = shared.get("model", model)
+    for part, wrapped in zip(shared["guide"].modules() if links else (), links, strict=True):
+        if wrapped is not None:
+            part._model = (own_model if wrapped is model else wrapped,)
     if isinstance(own_model, nn.Module):
         own_model.to(device=device, dtype=dtype)
     owned = Owned(own_model, shared.get("guide", guide), dtype, device)
@@ -143,6 +159,26 @@ def _own(model: Any, guide: GuideBuilder, data: Any, dtype: torch.dtype, device:
         if isinstance(owned.guide, nn.Module):
             owned.guide.to(device=device, dtype=dtype)
     return owned
+
+
+def _has_auxiliary(trace: Any) -> bool:
+    """Whether the guide draws through an auxiliary site, as joint densities do: its `Delta` sites are then no points."""
+    return any(site["infer"].get("is_auxiliary") for _, site in sample_sites(trace))
+
+
+@contextlib.contextmanager
+def _whole_autoguides(guide: nn.Module | None) -> Iterator[list[Any]]:
+    """Pyro's autoguides lose their model and master when they are copied, the original too: this puts the original's back.
+
+    Yields:
+        For each submodule of the guide, the model that it wraps, or None.
+    """
+    parts = list(guide.modules()) if guide is not None else []
+    kept = [(part, part._model, part.master) for part in parts if isinstance(part, AutoGuide)]
+    links = {id(part): model[0] for part, model, _ in kept if model is not None}
+    yield [links.get(id(part)) for part in parts]
+    for part, model, master in kept:
+        part._model, part.master = model, master
 
 
 def _is_builder(guide: Any) -> bool:
@@ -176,6 +212,7 @@ class _Runner:
         self.progress, self.validation = progress, validation
         self.program: Program = describe(owned.model, data)
         self.full: Mapping[str, Any] = data.bind(owned.model)
+        self.partial: Run | None = None
 
     def run(self, restart: int) -> Run:
         began = time.perf_counter()
@@ -210,7 +247,6 @@ class _Runner:
         # The first call makes lazy guides build their parameters.
         trace = poutine.trace(guide).get_trace(**self.full)
         surrogate = self._check_guide(trace)
-        sites = [site for name, site in sample_sites(trace) if not is_point(site) and not site["is_observed"]]
         estimator = settings.estimator
         if estimator is None:
             analytic = getattr(guide, "factorized", False) and has_analytic_kl(program, owned.model, guide, self.full)
@@ -220,8 +256,6 @@ class _Runner:
                 f"loss='{settings.estimator}' is a bound on the evidence, and guide '{settings.guide}' is a point without a "
                 "density; leave out loss"
             )
-        if surrogate is None and not sites and not program.discrete:
-            raise ValueError("the guide draws none of the model's latent sites")
         if estimator == "monte_carlo" and hasattr(guide, "path_derivative"):
             guide.path_derivative = True
         return Objective(
@@ -249,15 +283,17 @@ class _Runner:
                     f"discrete='guide' enumerates the guide's discrete sites, and the guide has none for '{without[0]}'; add "
                     "one, or use discrete='marginalize'"
                 )
-        surrogate = getattr(self.owned.guide, "surrogate", None)
-        if surrogate is None and drawn and all(is_point(s) for s in trace.nodes.values() if s["type"] == "sample" and s["name"] in self.program.continuous) and self.program.continuous:
+        surrogate: Literal["joint", "likelihood"] | None = getattr(self.owned.guide, "surrogate", None)
+        points = [is_point_estimate(trace.nodes[name]) for name in self.program.continuous]
+        if surrogate is None and points and all(points) and not _has_auxiliary(trace):
             return "joint"
-        result: Literal["joint", "likelihood"] | None = surrogate
-        return result
+        return surrogate
 
     def _start(self, objective: Objective, restart: int) -> Start | None:
         """The quasi-Newton start, for guides that take one."""
         guide = self.owned.guide
+        if isinstance(getattr(guide, "continuous", None), nn.Module):
+            guide = guide.continuous  # the discrete tables follow from the continuous start
         if not hasattr(guide, "initialize") or not hasattr(guide, "space") or getattr(self.data, "streamed", False):
             return None
         space, program, model = guide.space, self.program, self.owned.model
@@ -285,8 +321,17 @@ class _Runner:
         with _frozen(self.owned):
             if not math.isfinite(float(log_density(u).detach())):
                 u = _finite_point(log_density, u)
-            start = find_start(log_density, u, batched=batched)
+
+            def elsewhere() -> Tensor:
+                # Unconstrained coordinates have unit scale for standardised models; a prior's own sd where it has one.
+                point = guide.center + torch.randn_like(u) * _prior_scale(space)
+                return point if math.isfinite(float(log_density(point))) else _finite_point(log_density, u)
+
+            start = find_start(log_density, u, batched=batched, others=[elsewhere] * (4 if objective.surrogate is None else 2))
         guide.initialize(start)
+        if guide is not self.owned.guide:
+            with torch.no_grad():
+                self.owned.guide.set_tables(discrete_marginals(program, model, self.full, space.constrain(start.mean)))
         if restart and objective.surrogate is None:
             guide.disperse()
         return start
@@ -306,7 +351,8 @@ class _Runner:
         make, own_rate = _optimizer(self.optimizer, rate, 1e-3 if scale_free else 1e-8)
         plan = self.plan
         if automatic and (self.optimizer is not None or not scale_free):
-            plan = Plan(first_step=own_rate or rate, last_step=(own_rate or rate) / 32, max_steps=plan.max_steps, window=200)
+            first = own_rate or getattr(owned.guide, "first_step", rate)
+            plan = Plan(first_step=first, last_step=first / 16, max_steps=plan.max_steps, window=200)
         loop = Loop(
             objective, named, self._batches(), make, settings.clip_norm, [], history, settings.steps  # type: ignore[arg-type]
         )
@@ -322,11 +368,11 @@ class _Runner:
                     assert settings.steps is not None
                     run_fixed(loop, settings.steps, self._schedule())
             except NonFiniteError as error:
-                if not history.losses:
-                    raise
-                history.stop_reason, history.converged = f"not converged: {error}", False
-                error.args = (str(error),)
-                error.fit = None  # type: ignore[attr-defined]
+                # The updates before this step were finite, and so are the parameters.
+                history.stop_reason = f"not converged: {error}"
+                if history.losses:
+                    self.partial = Run(owned, self.program, objective, history, restart, math.nan, getattr(owned.guide, "family", ""))
+                    self.partial.loss = history.losses[-1]
                 raise
             except KeyboardInterrupt:
                 history.stop_reason = f"interrupted after {len(history.losses)} steps"
@@ -364,7 +410,7 @@ class _Runner:
                 values = []
                 for _ in range(16):
                     trace = objective.guide_trace(self.full)
-                    drawn = {n: s["value"] for n, s in sample_sites(trace) if n in self.program.latents and n not in self.program.local}
+                    drawn = {n: s["value"] for n, s in sample_sites(trace) if n in self.program.latents and not self.program.latents[n].local}
                     factors = model_factors(self.program, self.owned.model, kwargs, drawn)
                     values.append(sum(float(f.log_prob.sum()) for f in factors if f.observed))
             history.validation.append((progress.step, -sum(values) / len(values) / len(held_out)))
@@ -390,6 +436,21 @@ class _frozen:  # noqa: N801
     def __exit__(self, *error: object) -> None:
         for p in self.parameters:
             p.requires_grad_(True)
+
+
+def _prior_scale(space: Any) -> Tensor:
+    """(D,) each real-valued site's prior sd, one in the unconstrained coordinates of other sites."""
+    parts = []
+    for name, shape in space.shapes.items():
+        site = space.sites[name]
+        scale = torch.ones(shape)
+        if shape == site.shape:
+            with contextlib.suppress(NotImplementedError, AttributeError, ValueError):
+                sd = site.distribution.variance.sqrt().expand(shape)
+                if site.support.event_dim <= 1 and bool(torch.isfinite(sd).all()) and site.support.check(-sd).all():
+                    scale = sd
+        parts.append(scale.reshape(-1))
+    return torch.cat(parts)
 
 
 def _finite_point(log_density: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:

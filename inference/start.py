@@ -9,8 +9,8 @@ each would start, as Pathfinder does (Zhang, Carpenter, Gelman, Vehtari 2022).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class Start:
         losses: the negative log density along the climb, in nats.
         converged: whether the climb ended in a point with no gradient left.
         note: one sentence when it did not.
+        elbo: ELBO of this Gaussian in nats, from a few draws; only set where several starts were compared.
     """
 
     mean: Tensor
@@ -42,6 +43,7 @@ class Start:
     losses: tuple[float, ...]
     converged: bool
     note: str = ""
+    elbo: float = math.nan
 
 
 def climb(log_density: LogDensity, u: Tensor, *, max_iterations: int = 300) -> tuple[list[Tensor], list[float]]:
@@ -117,15 +119,38 @@ def find_start(
     log_density: LogDensity,
     u: Tensor,
     *,
-    batched: Callable[[Tensor], Tensor] | None = None,
-    max_iterations: int = 300,
+    batched: Callable[[Tensor], Tensor],
+    others: Sequence[Callable[[], Tensor]] = (),
 ) -> Start:
     """Climbs from u (D,) and describes the place where it arrives.
 
+    Symmetric models (mixtures, networks) have a saddle at the prior's mean, where a climb that begins there must end. A
+    place without an ordinary mode is therefore compared with those that climbs from `others` reach, by their ELBO.
+
     Args:
         log_density: u (D,) -> scalar, nats.
-        batched: the same for many points (S, D) -> (S,); used to compare candidates along the path.
+        batched: the same for many points (S, D) -> (S,); used to compare candidates.
+        others: makers of further points to begin from, called only if needed.
     """
+    first = _start_from(log_density, u, batched)
+    if first.converged or len(u) > DENSE_LIMIT:
+        return first
+    starts = [first, *(_start_from(log_density, other(), batched) for other in others)]
+    noise = torch.randn(64, len(u), dtype=u.dtype, device=u.device)
+    scored = [replace(s, elbo=_elbo(batched, s.mean, s.scale_tril, noise)) for s in starts if s.scale_tril is not None]
+    return max(scored, key=lambda s: s.elbo if math.isfinite(s.elbo) else -math.inf)
+
+
+def _elbo(batched: Callable[[Tensor], Tensor], mean: Tensor, tril: Tensor, noise: Tensor) -> float:
+    """ELBO of N(mean, tril tril^T) up to the constant of the normal's entropy, from given noise (S, D)."""
+    with torch.no_grad():
+        log_p = batched(mean + noise @ tril.T)
+    return float(log_p.mean() + tril.diagonal().log().sum())
+
+
+def _start_from(
+    log_density: LogDensity, u: Tensor, batched: Callable[[Tensor], Tensor], *, max_iterations: int = 300
+) -> Start:
     if len(u) == 0:
         return Start(u, torch.zeros(0, 0), torch.ones(0), (), True)
     if len(u) > CLIMB_LIMIT:
@@ -139,7 +164,7 @@ def find_start(
     note = ""
     if not (positive and settled):
         note = "the log density has no ordinary mode where the climb ended"
-        if batched is not None and len(path) > 2:
+        if len(path) > 2:
             mean, precision, covariance = _best_along(log_density, batched, [*path, mean])
     tril = _cholesky(covariance)
     curvature = precision.diagonal()
@@ -191,9 +216,7 @@ def _best_along(
             continue
         covariance, _ = _inverse(precision)
         tril = _cholesky(covariance)
-        with torch.no_grad():
-            log_p = batched(point + noise @ tril.T)
-        elbo = float(log_p.mean() + tril.diagonal().log().sum())
+        elbo = _elbo(batched, point, tril, noise)
         if math.isfinite(elbo) and (best is None or elbo > best[0]):
             best = (elbo, point, precision, covariance)
     if best is None:

@@ -17,7 +17,13 @@ from .objective import Objective
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or a gradient is NaN or infinite; the parameters are those of the last finite step."""
+    """The loss or a gradient is NaN or infinite.
+
+    Attributes:
+        fit: the `Fit` with the parameters of the last finite step, or None if the first step failed.
+    """
+
+    fit: Any = None
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@
     x_n ~ Binomial(total_count_n, pi)       heads among total_count_n flips
 
 Lecture: "Another Example: Coin Tossing". The posterior is Beta(alpha + heads, beta + tails) and, after N - 1
-    flips, the next one is heads with probability (alpha + heads) / (N - 1 + alpha + beta): (1 + heads) / (N +
-    1) for a uniform prior.
+flips, the next one is heads with probability (alpha + heads) / (N - 1 + alpha + beta), for a uniform prior
+(1 + heads) / (N + 1).
 """
 
 from typing import Any

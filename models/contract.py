@@ -1,5 +1,4 @@
-"""How a model is called: what it asks of its data, and the plate that makes every loss that of the whole data
-set.
+"""How a model is called: what it asks of its data, and the plate that makes every loss the whole data set's.
 
     forward(<inputs>, <observed>=None, *, num_data=None, index=None)
 

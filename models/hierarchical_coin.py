@@ -1,9 +1,9 @@
 """Many people's coins: each person's chance is drawn from a population.
 
     mu    ~ Beta(alpha, beta)                           the population's mean chance
-    kappa ~ LogNormal(loc, scale)                       its concentration: the larger, the more alike are
-    people pi_n  ~ Beta(mu kappa, (1 - mu) kappa)              the chance of person n, local x_n   ~
-    Binomial(total_count_n, pi_n)
+    kappa ~ LogNormal(loc, scale)                       its concentration: people are alike where it is large
+    pi_n  ~ Beta(mu kappa, (1 - mu) kappa)              the chance of person n, local
+    x_n   ~ Binomial(total_count_n, pi_n)
 
 The lecture tosses one coin; the real data (Bartos et al. 2023, arXiv 2310.04153) have 48 people. The sd
 between people is sqrt(mu (1 - mu) / (kappa + 1)): the default prior LogNormal(log 100, 2) has 95 % of kappa

@@ -1,29 +1,37 @@
 """The exact posterior of the hierarchical coin: a grid over its two hyperparameters, Betas given both.
 
 The people are integrated out in closed form (Beta-Binomial), so what is left is a smooth density of two
-numbers. Its grid finds itself: it widens until the density has fallen by 40 nats on every side and is
-narrowed where it is empty; the trapezoid rule on it converges exponentially, and is compared with the rule on
-every second node.
+numbers, shaped like a funnel: the larger kappa, the better mu is known. So each kappa has its own range of
+mu. Both ranges find themselves, out to where the density has fallen by 45 nats, and the trapezoid rule,
+which converges exponentially, is compared with itself on every second node.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import Beta, BetaBinomial, Normal
+from pyro.distributions import Beta, BetaBinomial, Binomial, Normal
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from .beta_binomial import CountEvidence
 from .exact import GridMixture, Guide, SampledDensity
-from .quadrature import inverse_cdf, log_trapezoid
+from .quadrature import DROP, inverse_cdf, log_trapezoid, peak_interval, spread
 
-EDGE = 40.0  # nats below the peak that every edge of the grid lies: e^-40 = 4e-18 of its height
-EMPTY = 50.0  # nats below the peak where the grid is cut; above EDGE, or cutting and widening could alternate
+NODES = (
+    129,
+    257,
+    513,
+    1025,
+    2049,
+    4097,
+)  # of an axis; the finer grids are taken where the coarser are not enough
+TINY = 1e-300  # smallest mu and concentration, so that Beta takes them
+NEAR_ONE = 1.0 - 1e-16  # largest mu that is drawn
 TOLERANCE = 1e-9  # nats that the log evidence may differ by from that on every second node
-NODES = (129, 257, 513)  # on each axis; a finer grid is taken where the coarser one is not enough
 
 
 class HierarchicalPosterior:
@@ -43,6 +51,9 @@ class HierarchicalPosterior:
 
     Attributes:
         log_evidence: log p(x) in nats, a scalar.
+
+    Raises:
+        ValueError: the finest grid is too coarse, as for priors with an alpha or beta below 0.03.
     """
 
     def __init__(
@@ -51,26 +62,22 @@ class HierarchicalPosterior:
         self._x = x
         self._total_count = torch.ones_like(x) if total_count is None else total_count
         self._evidence = CountEvidence(x, self._total_count)
-        self._log_kappa_prior = Normal(loc, scale)
         self._alpha, self._beta = alpha, beta
-        box = self._find_box(loc, scale)
-        for nodes in NODES:
-            self._logit_mu, self._log_kappa = _axes(box, nodes)
-            self._grid = self._log_joint(self._logit_mu.unsqueeze(1), self._log_kappa)
-            terms = _terms(self._logit_mu, self._log_kappa, self._grid)
-            coarse = _terms(self._logit_mu[::2], self._log_kappa[::2], self._grid[::2, ::2])
-            self.log_evidence = torch.logsumexp(terms.flatten(), 0)
-            if abs(float(self.log_evidence - torch.logsumexp(coarse.flatten(), 0))) < TOLERANCE:
-                terms = coarse
-                break
-        stride = (nodes - 1) // (len(terms) - 1)
-        weights = (terms - torch.logsumexp(terms.flatten(), 0)).exp().flatten()
+        self._log_kappa_prior = Normal(loc, scale)
+        ends = self._kappa_ends(loc, scale)
+        self._inner = self._enough(lambda nodes: self._grid_over(*ends, NODES[0] // 2 + 1, nodes), axis=1)
+        outer = self._enough(lambda nodes: self._grid_over(*ends, nodes, self._inner), axis=0)
+        self._log_kappa, self._ends, self._table, terms = self._grid_over(*ends, outer, self._inner)
+        self.log_evidence = torch.logsumexp(terms.flatten(), 0)
+
+        weights = torch.softmax(terms[::2, ::2].flatten(), 0)
         kept = weights > 1e-16 * weights.max()
-        mu, kappa = torch.broadcast_tensors(
-            self._logit_mu[::stride].sigmoid().unsqueeze(1), self._log_kappa[::stride].exp()
-        )
         self._weights = weights[kept] / weights[kept].sum()
-        self._mu, self._kappa = mu.flatten()[kept], kappa.flatten()[kept]
+        logit_mu = spread(*self._ends, self._inner)[::2, ::2]
+        log_kappa = self._log_kappa[::2].unsqueeze(1).expand_as(logit_mu)
+        self._mu, self._kappa = logit_mu.sigmoid().flatten()[kept], log_kappa.exp().flatten()[kept]
+        self._a = (logsigmoid(logit_mu) + log_kappa).exp().flatten()[kept].clamp_min(TINY)
+        self._b = (logsigmoid(-logit_mu) + log_kappa).exp().flatten()[kept].clamp_min(TINY)
 
     def _log_joint(self, logit_mu: Tensor, log_kappa: Tensor) -> Tensor:
         """Return log p(x, logit mu, log kappa) in nats, of the broadcast shape."""
@@ -80,38 +87,66 @@ class HierarchicalPosterior:
         log_prior = log_prior + torch.lgamma(self._alpha + self._beta)
         log_prior = log_prior - torch.lgamma(self._alpha) - torch.lgamma(self._beta)
         log_prior = log_prior + self._log_kappa_prior.log_prob(log_kappa)
-        return log_prior + self._evidence((log_heads + log_kappa).exp(), (log_tails + log_kappa).exp())
+        return log_prior + self._evidence(log_heads + log_kappa, log_tails + log_kappa, log_kappa)
 
-    def _find_box(self, loc: Tensor, scale: Tensor) -> Tensor:
-        """Return the grid's ends `(2, 2)`: rows are logit mu and log kappa, columns low and high."""
+    def _mu_ends(self, log_kappa: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ends of logit mu's range for each kappa, found anew: `(*B,)` each.
+
+        As a function of mu the log density is concave, so there is one peak. Beyond it the tails fall at
+        least like mu^alpha and (1 - mu)^beta, which bounds the search.
+        """
         heads, flips = self._x.sum(), self._total_count.sum()
         centre = torch.logit((heads + self._alpha) / (flips + self._alpha + self._beta))
-        box = torch.stack(
-            [torch.stack([centre - 4.0, centre + 4.0]), torch.stack([loc - 8.0 * scale, loc + 8.0 * scale])]
-        )
-        for _ in range(100):
-            axes = _axes(box, 65)
-            density = self._log_joint(axes[0].unsqueeze(1), axes[1])
-            # kappa's tail is heavy: its second moment, too, must lie within the grid.
-            heavy = density + 2.0 * axes[1]
-            below = torch.minimum(density.max() - density, heavy.max() - heavy)
-            moved = box.clone()
-            settled = True
-            for axis in (0, 1):
-                profile = below.amin(1 - axis)
-                inside = (profile < EMPTY).nonzero().flatten()
-                first, last = int(inside[0]), int(inside[-1])
-                width = box[axis, 1] - box[axis, 0]
-                step = width / (len(profile) - 1)
-                low_open, high_open = bool(profile[0] < EDGE), bool(profile[-1] < EDGE)
-                settled &= not low_open and not high_open and 4 * (last - first) > len(profile)
-                moved[axis, 0] += -width / 2 if low_open else step * max(first - 1, 0)
-                moved[axis, 1] += width / 2 if high_open else -step * max(len(profile) - 2 - last, 0)
-            if settled:
-                return box
-            box = moved
-        raise ArithmeticError(
-            "the posterior of mu and kappa found no grid; give a narrower prior of kappa (scale)"
+        reach = (2.0 * DROP + 2.0 * torch.log1p(flips)) * (1.0 + 1.0 / torch.minimum(self._alpha, self._beta))
+        low, high = (centre + sign * reach for sign in (-1.0, 1.0))
+        rows = log_kappa.unsqueeze(-1)
+        low, high = low.expand_as(log_kappa), high.expand_as(log_kappa)
+        return peak_interval(lambda logit_mu: self._log_joint(logit_mu, rows), low, high, nodes=17)
+
+    def _kappa_ends(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ends of log kappa's range.
+
+        No kappa explains the counts better than a chance of its own for each person, which bounds what the
+        likelihood can gain over that at the prior's median, and so how far from it the posterior reaches.
+        """
+
+        def log_marginal(log_kappa: Tensor) -> Tensor:
+            logit_mu = spread(*self._mu_ends(log_kappa), NODES[0])
+            joint = self._log_joint(logit_mu, log_kappa.unsqueeze(-1))
+            return torch.logsumexp(log_trapezoid(logit_mu, joint), -1)
+
+        frequency = self._x / self._total_count.clamp_min(1.0)
+        best = Binomial(self._total_count, frequency).log_prob(self._x).sum()
+        gain = best - log_marginal(loc.reshape(1))[0] + self._log_kappa_prior.log_prob(loc)
+        room = 2.0 * (gain + DROP + 1.0)
+        low = loc - scale * room.sqrt()
+        high = loc + 2.0 * scale.square() + scale * (4.0 * scale.square() + room).sqrt()
+        # kappa's tail is heavy: the tilt keeps its second moment within the grid.
+        return peak_interval(log_marginal, low, high, nodes=65, tilt=2.0)
+
+    def _grid_over(
+        self, low: Tensor, high: Tensor, outer: int, inner: int
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, Tensor]:
+        """Return log kappa `(O,)`, logit mu's ends for each, log densities `(O, I)`, and the rule's terms."""
+        log_kappa = spread(low, high, outer)
+        ends = self._mu_ends(log_kappa)
+        logit_mu = spread(*ends, inner)
+        table = self._log_joint(logit_mu, log_kappa.unsqueeze(-1))
+        terms = log_trapezoid(log_kappa, log_trapezoid(logit_mu, table).mT).mT
+        return log_kappa, ends, table, terms
+
+    @staticmethod
+    def _enough(make: Callable[[int], tuple[Any, Any, Any, Tensor]], axis: int) -> int:
+        """Return the first number of nodes on an axis whose every second node gives the same evidence."""
+        for nodes in NODES:
+            terms = make(nodes)[3]
+            halved = terms[::2] if axis == 0 else terms[:, ::2]
+            change = halved.flatten().logsumexp(0) + math.log(2.0) - terms.flatten().logsumexp(0)
+            if abs(float(change)) < TOLERANCE:
+                return nodes
+        raise ValueError(
+            "the posterior of mu and kappa needs a finer grid than there is; give priors with alpha and beta "
+            "above 0.03, or a smaller scale"
         )
 
     def _log_hyper(self, mu: Tensor, kappa: Tensor) -> Tensor:
@@ -119,14 +154,27 @@ class HierarchicalPosterior:
         density = self._log_joint(torch.logit(mu), kappa.log()) - self.log_evidence
         return density - mu.log() - torch.log1p(-mu) - kappa.log()
 
+    def _between(self, log_kappa: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the row of the grid below each log kappa, and how far it is towards the next, in [0, 1]."""
+        position = (log_kappa - self._log_kappa[0]) / (self._log_kappa[1] - self._log_kappa[0])
+        row = position.floor().long().clamp(0, len(self._log_kappa) - 2)
+        return row, (position - row).clamp(0.0, 1.0)
+
+    def _mu_nodes(self, log_kappa: Tensor) -> Tensor:
+        """Return logit mu's nodes for any kappa, `(*B, I)`, with the ends interpolated between rows."""
+        row, part = self._between(log_kappa)
+        low, high = (torch.lerp(ends[row], ends[row + 1], part) for ends in self._ends)
+        return spread(low, high, self._inner)
+
     def _kappa_marginal(self) -> SampledDensity:
-        """Return p(kappa | x): at any kappa an integral over mu on the grid's nodes."""
-        table = torch.logsumexp(log_trapezoid(self._logit_mu, self._grid.mT), -1)
+        """Return p(kappa | x): at any kappa an integral over mu."""
+        table = torch.logsumexp(log_trapezoid(spread(*self._ends, self._inner), self._table), -1)
 
         def log_density(kappa: Tensor) -> Tensor:
             log_kappa = kappa.to(self._x).log()
-            joint = self._log_joint(self._logit_mu, log_kappa.unsqueeze(-1))
-            marginal = torch.logsumexp(log_trapezoid(self._logit_mu, joint), -1)
+            logit_mu = self._mu_nodes(log_kappa)
+            joint = self._log_joint(logit_mu, log_kappa.unsqueeze(-1))
+            marginal = torch.logsumexp(log_trapezoid(logit_mu, joint), -1)
             return marginal - self.log_evidence - log_kappa
 
         def draw(shape: torch.Size) -> Tensor:
@@ -140,27 +188,23 @@ class HierarchicalPosterior:
         log_marginal = self._kappa_marginal().log_prob
 
         def log_density(mu: Tensor) -> Tensor:
-            mu = mu.to(self._x)
-            return self._log_hyper(mu, kappa) - log_marginal(kappa)
+            return self._log_hyper(mu.to(self._x), kappa) - log_marginal(kappa)
 
         def draw(shape: torch.Size) -> Tensor:
-            rows = self._log_kappa
-            position = (kappa.log() - rows[0]) / (rows[1] - rows[0])
-            cell = position.floor().long().clamp(0, len(rows) - 2)
-            part = (position - cell).clamp(0.0, 1.0).unsqueeze(-1)
-            table = (1.0 - part) * self._grid.mT[cell] + part * self._grid.mT[cell + 1]
-            table = table.expand(*shape, -1)
-            return inverse_cdf(self._logit_mu, table, self._uniform(shape)).sigmoid()
+            # The ends move with kappa, so the rows differ little node by node, and interpolate well.
+            row, part = self._between(kappa.log())
+            table = torch.lerp(self._table[row], self._table[row + 1], part.unsqueeze(-1)).expand(*shape, -1)
+            logit_mu = inverse_cdf(self._mu_nodes(kappa.log()), table, self._uniform(shape))
+            return logit_mu.sigmoid().clamp(TINY, NEAR_ONE)
 
         return SampledDensity(log_density, draw, kappa.shape, constraints.unit_interval)
 
-    def _people(self, mu: Tensor, kappa: Tensor, index: Tensor | None = None) -> Beta:
-        """Return p(pi_n | mu, kappa, x), of the broadcast shape of mu, kappa and `(N,)`."""
-        x, total_count = self._x, self._total_count
+    def _people(self, a: Tensor, b: Tensor, index: Tensor | None = None) -> Beta:
+        """Return p(pi_n | mu, kappa, x) for a = mu kappa, b = (1 - mu) kappa, which broadcast with `(N,)`."""
+        x, tails = self._x, self._total_count - self._x
         if index is not None:
-            x, total_count = x[index.to(x.device)], total_count[index.to(x.device)]
-        mu, kappa = mu.to(x), kappa.to(x)
-        return Beta(mu * kappa + x, (1.0 - mu) * kappa + total_count - x)
+            x, tails = x[index.to(x.device)], tails[index.to(x.device)]
+        return Beta(a.to(x) + x, b.to(x) + tails)
 
     def _uniform(self, shape: torch.Size) -> Tensor:
         return torch.rand(shape, dtype=self._x.dtype, device=self._x.device)
@@ -169,12 +213,13 @@ class HierarchicalPosterior:
         """Return n draws: `mu` `(n,)`, `kappa` `(n,)`, `pi` `(n, N)`, from torch's global generator."""
         kappa = self._kappa_marginal().sample((n,))
         mu = torch.cat([self._mu_given(part).sample() for part in kappa.split(10_000)])
-        return {"mu": mu, "kappa": kappa, "pi": self._people(mu.unsqueeze(-1), kappa.unsqueeze(-1)).sample()}
+        people = self._people((mu * kappa).unsqueeze(-1), ((1.0 - mu) * kappa).unsqueeze(-1))
+        return {"mu": mu, "kappa": kappa, "pi": people.sample()}
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return log posterior densities `(n,)`, in nats, of `mu` `(n,)`, `kappa` `(n,)`, `pi` `(n, N)`."""
         mu, kappa = values["mu"].to(self._x), values["kappa"].to(self._x)
-        people = self._people(mu.unsqueeze(-1), kappa.unsqueeze(-1))
+        people = self._people((mu * kappa).unsqueeze(-1), ((1.0 - mu) * kappa).unsqueeze(-1))
         return self._log_hyper(mu, kappa) + people.log_prob(values["pi"].to(self._x)).sum(-1)
 
     @property
@@ -194,7 +239,7 @@ class HierarchicalPosterior:
             result[site] = mean, (self._weights @ (values - mean).square()).sqrt()
         pairs = []
         for index in self._chunks():
-            given = self._people(self._mu.unsqueeze(-1), self._kappa.unsqueeze(-1), index)
+            given = self._people(self._a.unsqueeze(-1), self._b.unsqueeze(-1), index)
             mean = self._weights @ given.mean
             pairs.append((mean, (self._weights @ (given.variance + (given.mean - mean).square())).sqrt()))
         result["pi"] = torch.cat([mean for mean, _ in pairs]), torch.cat([sd for _, sd in pairs])
@@ -207,9 +252,9 @@ class HierarchicalPosterior:
 
     def predictive(self, total_count: int, index: Tensor | None = None) -> GridMixture:
         """Return heads among further flips of the people `index` `(M,)`, or of a new one where it is None."""
-        a, b = self._mu * self._kappa, (1.0 - self._mu) * self._kappa
+        a, b = self._a, self._b
         if index is not None:
-            given = self._people(self._mu, self._kappa.clone(), index.unsqueeze(-1))
+            given = self._people(a, b, index.unsqueeze(-1))
             a, b = given.concentration1, given.concentration0
         return GridMixture(BetaBinomial, self._weights, a, b, torch.full_like(self._mu, float(total_count)))
 
@@ -223,18 +268,6 @@ class HierarchicalPosterior:
             kappa = pyro.sample("kappa", self._kappa_marginal())
             mu = pyro.sample("mu", self._mu_given(kappa))
             with pyro.plate("data", len(self._x), subsample=index, dim=-1):
-                pyro.sample("pi", self._people(mu, kappa, index))
+                pyro.sample("pi", self._people(mu * kappa, (1.0 - mu) * kappa, index))
 
         return guide
-
-
-def _axes(box: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    part = torch.linspace(0.0, 1.0, nodes, dtype=box.dtype, device=box.device)
-    low, high = box[:, :1], box[:, 1:]
-    axes = low + (high - low) * part
-    return axes[0], axes[1]
-
-
-def _terms(logit_mu: Tensor, log_kappa: Tensor, grid: Tensor) -> Tensor:
-    """Return the two-dimensional trapezoid rule's terms; their logsumexp is the log integral."""
-    return log_trapezoid(logit_mu, log_trapezoid(log_kappa, grid).mT).mT

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .linear_diagonal import ROUNDING, DiagonalRegression
 from .linear_posterior import NOISELESS, log_half_normal, noise_bracket
-from .quadrature import peak_interval
+from .quadrature import peak_interval, spread
 
 
 def least_squares(design: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -43,7 +43,7 @@ def joint_mode(regression: DiagonalRegression, noise_prior_scale: Tensor) -> Ten
     """
 
     def height(log_sigma: Tensor) -> Tensor:
-        sigma = log_sigma.to(regression.loc).exp()
+        sigma = log_sigma.exp()
         return regression.log_peak(sigma) + log_half_normal(sigma, noise_prior_scale)
 
     if float(regression.residual) == 0.0:
@@ -57,16 +57,14 @@ def joint_mode(regression: DiagonalRegression, noise_prior_scale: Tensor) -> Ten
         ends = peak_interval(height, low, high)
     except ArithmeticError:
         raise ValueError(NOISELESS) from None
-    grid = torch.linspace(float(ends[0]), float(ends[1]), 4097, dtype=torch.float64)
+    grid = spread(*ends, 4097)
     best = int(height(grid).argmax().clamp(1, len(grid) - 2))
-    left, right = float(grid[best - 1]), float(grid[best + 1])
+    left, right = grid[best - 1], grid[best + 1]
     for _ in range(60):  # bisection on the slope, down to the last bit
-        middle = torch.tensor(0.5 * (left + right), dtype=torch.float64).to(regression.loc)
-        if float(_slope(regression, noise_prior_scale, middle)) > 0.0:
-            left = float(middle)
-        else:
-            right = float(middle)
-    return torch.tensor(0.5 * (left + right), dtype=torch.float64).to(regression.loc).exp()
+        middle = 0.5 * (left + right)
+        rising = _slope(regression, noise_prior_scale, middle) > 0.0
+        left, right = torch.where(rising, middle, left), torch.where(rising, right, middle)
+    return (0.5 * (left + right)).exp()
 
 
 def _slope(regression: DiagonalRegression, noise_prior_scale: Tensor, log_sigma: Tensor) -> Tensor:

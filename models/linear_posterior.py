@@ -15,7 +15,7 @@ from torch.distributions import constraints
 
 from .exact import GridMixture, Guide, SampledDensity
 from .linear_diagonal import DiagonalRegression, RotatedNormal
-from .quadrature import inverse_cdf, log_trapezoid, peak_interval
+from .quadrature import inverse_cdf, log_trapezoid, peak_interval, spread
 
 TABLE = 4097  # nodes of the table that sigma is drawn from
 STRIDE = 16  # every 16th of them is a node of the quadrature
@@ -48,9 +48,7 @@ class UnknownNoisePosterior:
             ends = peak_interval(self._log_joint, low, high)
         except ArithmeticError:
             raise ValueError(NOISELESS) from None
-        self._table = torch.linspace(float(ends[0]), float(ends[1]), TABLE, dtype=torch.float64).to(
-            regression.loc.device
-        )
+        self._table = spread(*ends, TABLE)
         self._table_log_density = self._log_joint(self._table)
         nodes = self._table[::STRIDE]
         terms = log_trapezoid(nodes, self._table_log_density[::STRIDE])
@@ -63,7 +61,7 @@ class UnknownNoisePosterior:
 
     def _log_joint(self, log_sigma: Tensor) -> Tensor:
         """Return log p(y, log sigma) in nats: the change of variable adds log sigma."""
-        sigma = log_sigma.to(self._regression.loc).exp()
+        sigma = log_sigma.exp()
         return (
             self._regression.log_evidence(sigma)
             + log_half_normal(sigma, self._noise_prior_scale)
@@ -130,7 +128,7 @@ NOISELESS = (
 )
 
 
-def noise_bracket(regression: DiagonalRegression, noise_prior_scale: Tensor) -> tuple[float, float]:
+def noise_bracket(regression: DiagonalRegression, noise_prior_scale: Tensor) -> tuple[Tensor, Tensor]:
     """Return two values of log sigma between which its posterior, and the joint density's mode, must lie.
 
     Below the smallest scale in sight a proper density falls by at least one nat for each unit of log sigma,
@@ -142,14 +140,13 @@ def noise_bracket(regression: DiagonalRegression, noise_prior_scale: Tensor) -> 
     residual = regression.residual
     if float(residual) == 0.0 and regression.num_rows > regression.rank:
         raise ValueError(NOISELESS)
-    scales = [*regression.s[regression.s > 0].tolist()[: regression.rank], float(noise_prior_scale)]
+    scales = [regression.s[: regression.rank], noise_prior_scale.reshape(1)]
     scales += [
-        float(scale)
-        for scale in (regression.size.sqrt(), (residual / regression.num_rows).sqrt())
-        if scale > 0
+        scale.reshape(1) for scale in (regression.size.sqrt(), (residual / regression.num_rows).sqrt())
     ]
+    in_sight = torch.cat(scales)
     widest = torch.maximum(noise_prior_scale, regression.size.sqrt())
-    return math.log(min(scales)) - 60.0, float(widest.log()) + 5.0
+    return in_sight[in_sight > 0].min().log() - 60.0, widest.log() + 5.0
 
 
 def log_half_normal(sigma: Tensor, scale: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ PRIORS = [
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("n", [2, 40])
 def test_against_the_normal_equations_and_the_marginal_gaussian(prior, n):
-    """Sigma_N = (X^T X / sigma^2 + S_0^-1)^-1, mu_N = Sigma_N (X^T y / sigma^2 + S_0^-1 mu_0); y is Gaussian."""
+    """Sigma_N = (X^T X / sigma^2 + S_0^-1)^-1, mu_N = Sigma_N (X^T y / sigma^2 + S_0^-1 mu_0)."""
     data, sigma = table(n), 0.7
     model = models.BayesianLinearRegression(3, noise_scale=torch.tensor(sigma, dtype=F64), **prior).double()
     x = np.column_stack([np.ones(n), data.inputs["x"].numpy()])
@@ -101,7 +101,7 @@ def exact_fractions(x, y, prior_scale, sigma):
 
 
 def test_condition_number_of_1e8_and_a_prior_far_wider_than_the_posterior():
-    """The design's condition number is 1e8, its Gram matrix's 1e16: normal equations in float64 lose everything."""
+    """The design's condition number is 1e8, its Gram matrix's 1e16: normal equations lose everything."""
     generator = torch.Generator().manual_seed(5)
     n, dim, sigma, prior_scale = 20, 3, 0.5, 1e6
     left, _ = torch.linalg.qr(torch.randn(n, dim, generator=generator, dtype=F64))
@@ -175,7 +175,7 @@ def test_the_three_answers_meet_as_data_grow():
                 for site in ("theta", "sigma")
             )
         )
-    # the prior is worth a fixed number of rows, so the gap falls like 1 / N; a factor 2 for the changing table
+    # the prior is worth a fixed number of rows, so the gap falls like 1 / N; a factor 2 for chance
     assert gaps[1] < gaps[0] / 50
     assert gaps[2] < gaps[1] / 5
 

@@ -1,0 +1,86 @@
+"""The zoo's models by name: what the command line, checkpoints and defaults look up."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import data as bzdata
+from . import models
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the zoo.
+
+    Attributes:
+        name: as the command line spells it.
+        build: the class.
+        guide: its matching family, taken where none is named.
+        make: `(data) -> model`, the model as it suits a data set.
+        dataset: the data set that it is shown with, `(name, options)` of `bayeszoo.data.load`.
+        summary: one line.
+    """
+
+    name: str
+    build: type
+    guide: str
+    make: Callable[[Any], Any]
+    dataset: tuple[str, dict[str, Any]]
+    summary: str
+
+
+_ENTRIES = (
+    Entry(
+        "coin_flip",
+        models.CoinFlip,
+        "beta",
+        lambda data: models.CoinFlip(),
+        ("coin_flips", {}),
+        "pi ~ Beta(alpha, beta), x ~ Bernoulli(pi): one bias for all flips",
+    ),
+    Entry(
+        "hierarchical_coin",
+        models.HierarchicalCoin,
+        "structured",
+        lambda data: models.HierarchicalCoin(),
+        ("coin_flips", {}),
+        "each person's bias is drawn from a population",
+    ),
+    Entry(
+        "linear_regression",
+        models.BayesianLinearRegression,
+        "full_rank",
+        lambda data: models.BayesianLinearRegression(dim=data.dim),
+        ("diabetes", {}),
+        "y ~ N(theta . x, sigma^2) with a normal prior on theta",
+    ),
+)
+
+ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+
+
+def entry(name: str) -> Entry:
+    """The model of that name.
+
+    Raises:
+        ValueError: naming the nearest names.
+    """
+    if name not in ENTRIES:
+        near = difflib.get_close_matches(name, list(ENTRIES), 3, 0.4)
+        hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+        raise ValueError(f"unknown model '{name}'; {hint}the zoo has {', '.join(ENTRIES)}")
+    return ENTRIES[name]
+
+
+def entry_of(model: Any) -> Entry | None:
+    """The entry of a zoo model, None for any other callable."""
+    return next((e for e in _ENTRIES if type(model) is e.build), None)
+
+
+def default_data(name: str) -> Any:
+    """The data set that a model is shown with."""
+    dataset, options = entry(name).dataset
+    return bzdata.load(dataset, **options)

@@ -1,0 +1,109 @@
+"""The front door of the runner: guides by name, and the model's own where none is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+
+from . import guides, inference
+from .catalog import entry_of
+from .inference.program import describe
+
+#: More latents than this and an unnamed guide is mean field instead of full rank.
+FULL_RANK_BELOW = 200
+
+
+def fit(
+    model: Callable[..., Any],
+    data: Any,
+    guide: str | Callable[..., Any] | None = None,
+    *,
+    guide_options: dict[str, Any] | None = None,
+    loss: Literal["auto", "monte_carlo", "analytic_kl", "importance_weighted"] = "auto",
+    optimizer: Any = None,
+    steps: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    num_particles: int = 1,
+    schedule: str | Callable[[int, int], float] | None = None,
+    clip_norm: float | None = None,
+    restarts: int = 1,
+    seed: int = 0,
+    discrete: Literal["marginalize", "guide"] = "marginalize",
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | None = None,
+    validation: Any = None,
+    callbacks: Sequence[Callable[[Any], bool | None]] = (),
+    progress: bool = True,
+) -> inference.Fit:
+    """Fits a variational posterior by SVI.
+
+    With nothing but model, data and guide, the runner chooses start, step size, averaging and stopping itself, and
+    `fit.converged` and `fit.stop_reason` say how it ended. The model and a ready guide that is a module are copied first, so
+    two fits never share parameters; modules that a plain function trains through `pyro.module` are trained in place.
+
+    Args:
+        model: a `PyroModule`, or any Pyro callable.
+        data: a `bayeszoo.data.Data`.
+        guide: a family's name (`bayeszoo.guides.FAMILIES`), a builder `(model, data) -> guide`, a ready guide (any Pyro
+            autoguide, any callable), or None for the model's matching family.
+        guide_options: options of the family, such as `{"rank": 3}`.
+        loss: `monte_carlo`, `analytic_kl`, `importance_weighted` (over the particles), or `auto`: analytic where the family
+            and every prior allow it.
+        optimizer: a learning rate (of Adam), a `torch.optim` class or `functools.partial` of one; None chooses.
+        steps: number of updates; None runs until convergence.
+        epochs: the same, in passes over the data.
+        batch_size: rows a step; None takes all. Losses are of the whole data set either way, in nats.
+        num_particles: draws a step, run as one batch where the model allows.
+        schedule: learning rate over the given steps: `constant`, `cosine`, `linear` or `(step, steps) -> factor`.
+        clip_norm: greatest global norm of the gradient.
+        restarts: independent fits from overdispersed starts; they become ArviZ chains.
+        seed: same seed and device, same losses.
+        discrete: `marginalize` sums out discrete latents that the guide does not have and draws them afterwards; `guide`
+            enumerates them in the guide.
+        device: `auto` takes the GPU where there is one.
+        dtype: precision of the fit; None takes the data's own (tables are float64, images float32).
+        validation: held-out `Data`; `fit.validation_losses` then has -E_q log p(y | z) an observation, in nats.
+        callbacks: called with a `Progress` after every step; one that returns True stops the fit.
+        progress: whether to draw a progress bar where there is a terminal or notebook.
+
+    Returns:
+        A `Fit`.
+
+    Raises:
+        ValueError: one sentence for what was wrong, before anything is trained.
+        NonFiniteError: the loss or a gradient became NaN or infinite; `error.fit` holds the last finite state.
+    """
+    if guide is None:
+        guide = matching_guide(model, data)
+    name, builder = "", guide
+    options = dict(guide_options or {})
+    if isinstance(guide, str):
+        name = guides.get(guide).name
+
+        def builder(model: Callable[..., Any], data: Any) -> Any:
+            return guides.build(name, model, data, discrete=discrete, **options)
+
+    elif options:
+        raise ValueError("guide_options are for a family's name; give them to the builder or guide yourself")
+    return inference.fit(
+        model, data, builder, guide_name=name, loss=loss, optimizer=optimizer, steps=steps, epochs=epochs,
+        batch_size=batch_size, num_particles=num_particles, schedule=schedule, clip_norm=clip_norm, restarts=restarts, seed=seed,
+        discrete=discrete, device=device, dtype=dtype, validation=validation, callbacks=callbacks, progress=progress,
+        guide_options=options,
+    )  # fmt: skip
+
+
+def matching_guide(model: Callable[..., Any], data: Any) -> str:
+    """The family of a zoo model's own entry; for other models full rank, mean field where there are many latents."""
+    entry = entry_of(model)
+    if entry is not None and entry.guide in guides.available(model, data):
+        return entry.guide
+    program = describe(model, data)
+    names = guides.available(model, data)
+    if program.local and "structured" in names:
+        return "structured"
+    size = sum(site.shape.numel() for site in program.continuous.values())
+    return "full_rank" if size <= FULL_RANK_BELOW and not program.local else "mean_field"

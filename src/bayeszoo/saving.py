@@ -1,0 +1,182 @@
+"""Reading fits back: models and guides are rebuilt by name, then filled with what was saved; see `inference.checkpoint`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import data as bzdata
+from . import guides
+from .catalog import ENTRIES
+from .inference import Fit, Run
+from .inference.checkpoint import Checkpoint, describe_sites, load_module, read, restore
+from .inference.density import EachDraw
+from .inference.objective import Objective
+from .inference.owned import Owned, default_dtype
+from .inference.program import Program, describe
+from .inference.runner import Settings, _own, resolve_device
+from .inference.training import History
+
+
+def load(
+    path: str | os.PathLike[str],
+    model: Callable[..., Any] | None = None,
+    *,
+    guide: Any = None,
+    data: Any = None,
+    device: str | torch.device | None = None,
+) -> Fit:
+    """Reads a fit that `fit.save(path)` wrote; the same calls then give the same numbers.
+
+    Args:
+        path: the folder.
+        model: the model that was fitted; the zoo's own are rebuilt without it. A module is copied, and its parameters are
+            taken from the fit.
+        guide: the same kind of guide, or the builder, where the fit was not made with a family's name.
+        data: the training data, where they were streamed and so not saved.
+        device: where to put it; by default where it was fitted, or the CPU if there is no such device here.
+
+    Raises:
+        FileNotFoundError: there is no fit in the folder.
+        ValueError: the model or guide is missing, or does not match the fit in its sites, names or shapes.
+    """
+    saved = read(path)
+    record = saved.record
+    dtype = getattr(torch, record["dtype"])
+    where = resolve_device(device if device is not None else _device(record["device"]))
+    rebuilt = _data(saved, data).to(where, dtype)
+    model = _model(saved, dtype) if model is None else model
+    settings = Settings(**record["settings"])
+    if guide is None and not settings.guide:
+        raise ValueError(
+            f"the fit in '{path}' was made with a guide of its own ({record['guide']['class']}), which has no name to rebuild it by; "
+            "pass the same kind of guide, bz.load(path, model=..., guide=...)"
+        )
+    runs = tuple(_run(saved, index, model, guide, rebuilt, settings, dtype, where) for index in range(len(record["runs"])))
+    return Fit(runs, record["best"], rebuilt, settings, _number(record["seconds"]))
+
+
+def _run(
+    saved: Checkpoint,
+    index: int,
+    model: Callable[..., Any],
+    guide: Any,
+    data: Any,
+    settings: Settings,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Run:
+    record = saved.record["runs"][index]
+    program: list[Program] = []
+
+    def prepare(own_model: Callable[..., Any]) -> None:
+        program.append(_check_sites(saved, own_model, data))
+        load_module(own_model, saved.part(f"run{index}.model."), "model")
+
+    def build(model: Callable[..., Any], data: Any) -> Any:
+        # The guide reads the model while it is built (the exact one solves it), so the model is filled first.
+        prepare(model)
+        if guide is not None:
+            return guide(model, data)
+        return guides.build(settings.guide, model, data, discrete=settings.discrete, **settings.guide_options)
+
+    ready = guide is not None and not _builds(guide)
+    owned: Owned = _own(model, guide if ready else build, data, dtype, device, settings.seed + index)
+    with owned.active(settings.seed):
+        if ready:
+            prepare(owned.model)
+        # The first calls make the parameters of lazy guides and of plain functions.
+        with torch.no_grad():
+            owned.guide(**data.bind(owned.model))
+    path_derivative = saved.record["guide"]["path_derivative"]
+    if path_derivative is not None:
+        owned.guide.path_derivative = path_derivative
+    objective = Objective(
+        program[0], owned.model, owned.guide, record["estimator"], settings.num_particles, settings.discrete, record["surrogate"]
+    )
+    validation = [(int(step), _number(loss)) for step, loss in record["validation"]]
+    history = History([_number(x) for x in record["losses"]], validation, record["converged"], record["stop_reason"])
+    run = Run(
+        owned, program[0], objective, history, record["restart"], _number(record["seconds"]), record["family"],
+        _number(record["loss"]), _number(record["loss_error"]), EachDraw(),
+    )  # fmt: skip
+    run.each.vectorized = record["vectorized"]
+    restore(run, saved, index)
+    return run
+
+
+def _builds(guide: Any) -> bool:
+    from .inference.runner import _is_builder
+
+    return not isinstance(guide, nn.Module) and _is_builder(guide)
+
+
+def _check_sites(saved: Checkpoint, model: Callable[..., Any], data: Any) -> Program:
+    try:
+        program = describe(model, data)
+    except Exception as error:  # whatever a wrong model raises, it is the wrong model
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"the model cannot be called with the data of the saved fit ({reason}); give the model that was fitted") from error
+    wanted, found = saved.record["sites"], describe_sites(program)
+    for kind in ("latents", "observed"):
+        if wanted[kind] != found[kind]:
+            raise ValueError(
+                f"the model does not match the saved fit, whose {kind} are {_shapes(wanted[kind])}; this model has "
+                f"{_shapes(found[kind])}; give the model that was fitted"
+            )
+    return program
+
+
+def _shapes(sites: dict[str, list[int]]) -> str:
+    return ", ".join(f"{name} {tuple(shape)}" for name, shape in sites.items()) or "none"
+
+
+def _model(saved: Checkpoint, dtype: torch.dtype) -> Callable[..., Any]:
+    spec = saved.record["model"]
+    build = next((e.build for e in ENTRIES.values() if (e.build.__module__, e.build.__qualname__) == (spec["module"], spec["class"])), None)
+    if build is None or spec["arguments"] is None:
+        raise ValueError(
+            f"the fit in '{saved.path}' is of your own model '{spec['class']}', which cannot be rebuilt by name; give it, "
+            "bz.load(path, model=...)"
+        )
+    with default_dtype(dtype):
+        model: Callable[..., Any] = build(**spec["arguments"])
+    return model
+
+
+def _data(saved: Checkpoint, given: Any) -> Any:
+    meta = dict(saved.record["data"])
+    if given is not None:
+        return given
+    if meta.pop("streamed"):
+        raise ValueError(f"the data '{meta['name']}' were streamed and are not in the checkpoint; give them, bz.load(path, data=...)")
+    groups: dict[str, dict[str, Any]] = {name: {} for name in ("inputs", "observed", "constants", "truth")}
+    for key, tensor in saved.data.items():
+        group, name = key.split(".", 1)
+        groups[group][name] = tensor
+    for group, values in meta.pop("values").items():
+        groups[group] |= values
+    observed: Tensor | dict[str, Tensor] = groups.pop("observed")
+    if meta.pop("bare"):
+        observed = observed[""]
+    scaler, schema = meta.pop("scaler"), meta.pop("schema")
+    return bzdata.Data(
+        observed=observed,
+        **groups,
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in meta.items()},
+        scaler=None if scaler is None else bzdata.Scaler.from_dict(scaler),
+        schema=None if schema is None else bzdata.Schema.from_dict(schema),
+    )
+
+
+def _device(kind: str) -> str:
+    return "cuda" if kind == "cuda" and torch.cuda.is_available() else "cpu"
+
+
+def _number(value: Any) -> float:
+    """Numbers that JSON has none for are text."""
+    return float(value)
