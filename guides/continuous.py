@@ -69,6 +69,30 @@ class ContinuousGuide(PyroModule):
         offset = getattr(self, "offset", None)
         return offset if isinstance(offset, Tensor) else None
 
+    @contextlib.contextmanager
+    def widened(self, factor: float) -> Iterator[None]:
+        """The same guide with all sds multiplied by `factor`, for as long as the block lasts.
+
+        Draws from the widened guide reach the tails that the fitted one may have cut off, which its own draws cannot show.
+        """
+        before = {name: p.detach().clone() for name, p in self.named_parameters()}
+        with torch.no_grad():
+            self._widen(factor)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, p in self.named_parameters():
+                    p.copy_(before[name])
+
+    def _widen(self, factor: float) -> None:
+        """Multiplies the sds in place; families whose sds are not parameters leave it out."""
+
+    @property
+    def can_widen(self) -> bool:
+        """Whether `widened` does anything."""
+        return type(self)._widen is not ContinuousGuide._widen
+
     def refuse_minibatch(self, index: Tensor | None) -> None:
         """A joint density over latents of single observations cannot be subsampled."""
         if index is not None and self.program.local:

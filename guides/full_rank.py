@@ -5,6 +5,7 @@ Lecture: "Variational Inference" (q(theta | Lambda) = N(mu(Lambda), Sigma(Lambda
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,11 @@ class FullRank(ContinuousGuide):
         """The Laplace approximation of the start."""
         self.center.copy_(start.mean)
         self.frame.copy_(torch.diag(start.conditional_sd) if start.scale_tril is None else start.scale_tril)
+
+    def _widen(self, factor: float) -> None:
+        self.tril.mul_(factor)
+        # The diagonal is a logarithm.
+        self.tril.diagonal().div_(factor).add_(math.log(factor))
 
     def base(self, detach: bool = False) -> Any:
         """q(u)."""

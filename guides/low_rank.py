@@ -67,6 +67,10 @@ class LowRank(ContinuousGuide):
             self.factor.copy_(factor)
             self.log_scale.copy_(left.log() / 2)
 
+    def _widen(self, factor: float) -> None:
+        self.factor.mul_(factor)
+        self.log_scale.add_(math.log(factor))
+
     def base(self, detach: bool = False) -> Any:
         """q(u)."""
         offset, log_scale, factor = self.offset, self.log_scale, self.factor

@@ -5,6 +5,7 @@ Lecture: "Variational Inference"; Kucukelbir et al. 2017, ADVI.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +61,9 @@ class MeanField(ContinuousGuide):
     def summary(self) -> Tensor:
         """Means in posterior sds and log scales, (2 D,): what must settle before the fit has converged."""
         return torch.cat([self.offset, self.log_scale])
+
+    def _widen(self, factor: float) -> None:
+        self.log_scale.add_(math.log(factor))
 
     def site_distribution(self, site: Site, loc: Tensor, scale: Tensor) -> Any:
         """q of one site in its own support; `loc` and `scale` have the site's unconstrained shape."""

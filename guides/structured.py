@@ -9,6 +9,7 @@ Ambrogioni et al. 2021 (structured variational inference); Hoffman & Blei 2015.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,11 @@ class Structured(ContinuousGuide):
         self.frame.copy_(start.scale_tril[:g, :g])
         self.local_slope.copy_(start.scale_tril[g:, :g])
         self.local_scale.copy_(start.conditional_sd[g:])
+
+    def _widen(self, factor: float) -> None:
+        self.tril.mul_(factor)
+        self.tril.diagonal().div_(factor).add_(math.log(factor))
+        self.local_log_scale.add_(math.log(factor))
 
     def summary(self) -> Tensor:
         """Means in posterior sds and log scales: what must settle before the fit has converged."""

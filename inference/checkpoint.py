@@ -1,7 +1,7 @@
 """Fits on disk: tensors in safetensors, everything else in JSON, nothing that runs code when it is read.
 
-    fit.json                 settings, history, versions, the model's class and arguments, what is known about the data
-    parameters.safetensors   every restart's trained values and buffers: run<r>.model.*, run<r>.guide.*, run<r>.param.*
+    fit.json                 settings, history, versions, the model's class and arguments, notes on the data
+    parameters.safetensors   trained values and buffers of every restart r: run<r>.model.*, .guide.*, .param.*
     data.safetensors         the training data: inputs.*, observed.*, constants.*, truth.*
 
 What needs the names of models and guides (rebuilding them) is the front door's, `bayeszoo.load`.
@@ -79,17 +79,21 @@ def save(fit: Fit, path: str | os.PathLike[str], *, overwrite: bool = False) -> 
     try:
         text = json.dumps(to_json(record), indent=1, allow_nan=False, ensure_ascii=False)
     except TypeError as error:
-        raise ValueError(f"the fit cannot be saved, because a setting has no form in JSON ({error}); leave it out") from None
+        raise ValueError(
+            f"the fit cannot be saved, because a setting has no form in JSON ({error}); leave it out"
+        ) from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(parameters, folder / f".{PARAMETERS}.new")
         save_file(tensors, folder / f".{DATA}.new")
         (folder / f".{RECORD}.new").write_text(text + "\n", encoding="utf-8")
-        # Replaced only when all three are written, so that an interruption cannot lose the fit that was there.
+        # Replaced only when all three are written: an interruption cannot lose the fit that was there.
         for name in (PARAMETERS, DATA, RECORD):
             os.replace(folder / f".{name}.new", folder / name)
     except (OSError, SafetensorError) as error:
-        raise PermissionError(f"folder '{folder}' cannot be written ({_reason(error)}); choose another") from None
+        raise PermissionError(
+            f"folder '{folder}' cannot be written ({_reason(error)}); choose another"
+        ) from None
     return folder
 
 
@@ -99,12 +103,16 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> None:
         raise FileExistsError(f"'{folder}' is a file, but a fit is saved as a folder; choose another name")
     held = [name for name in (RECORD, PARAMETERS, DATA) if (folder / name).exists()]
     if held and not overwrite:
-        raise FileExistsError(f"folder '{folder}' already holds a fit ({held[0]}); choose another, or pass overwrite=True")
+        raise FileExistsError(
+            f"folder '{folder}' already holds a fit ({held[0]}); choose another, or pass overwrite=True"
+        )
     above = folder
     while not above.exists() and above != above.parent:
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise PermissionError(f"folder '{folder}' cannot be written, because '{above}' may not be changed; choose another")
+        raise PermissionError(
+            f"folder '{folder}' cannot be written, because '{above}' may not be changed; choose another"
+        )
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
@@ -117,15 +125,19 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     folder = Path(path)
     for name in (RECORD, PARAMETERS, DATA):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"there is no fit in '{folder}': {name} is missing; give the folder that fit.save(...) wrote")
+            raise FileNotFoundError(
+                f"there is no fit in '{folder}': {name} is missing; give the folder that fit.save(...) wrote"
+            )
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"), object_hook=_from_json)
         parameters, data = load_file(folder / PARAMETERS), load_file(folder / DATA)
     except (ValueError, SafetensorError) as error:
         raise ValueError(f"the fit in '{folder}' is damaged ({_reason(error)}); save it again") from None
     version = record.get("format") if isinstance(record, dict) else None
     if version != FORMAT:
-        raise ValueError(f"the fit in '{folder}' has format {version!r}, and this version reads format {FORMAT}; update bayeszoo")
+        raise ValueError(
+            f"the fit in '{folder}' has format {version!r}, but format {FORMAT} is expected; update bayeszoo"
+        )
     return Checkpoint(folder, record, parameters, data)
 
 
@@ -170,13 +182,13 @@ def _compare(what: str, shapes: Mapping[str, torch.Size], saved: Mapping[str, Te
         kept = f"the shape {tuple(saved[name].shape)}" if name in saved else "none of that name"
         if have != kept:
             raise ValueError(
-                f"the {what} does not match the saved fit: parameter '{name}' has {kept} in the fit and {have} here; "
-                "give the one that was fitted"
+                f"the {what} does not match the saved fit: parameter '{name}' has {kept} in the fit and "
+                f"{have} here; give the one that was fitted"
             )
 
 
 def record_of(fit: Fit) -> dict[str, Any]:
-    """Settings, history, versions and the model's description: the text part of a checkpoint, without the data."""
+    """Settings, history, versions and the model's description: a checkpoint's text, without the data."""
     return {
         "model": describe_model(fit.model),
         "guide": {
@@ -205,7 +217,13 @@ def record_of(fit: Fit) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what a fit's numbers depend on, without importing any of it."""
-    names = {"bayeszoo": "bayeszoo", "torch": "torch", "pyro": "pyro-ppl", "arviz": "arviz", "safetensors": "safetensors"}
+    names = {
+        "bayeszoo": "bayeszoo",
+        "torch": "torch",
+        "pyro": "pyro-ppl",
+        "arviz": "arviz",
+        "safetensors": "safetensors",
+    }
     found = {"python": platform.python_version()}
     for name, package in names.items():
         try:
@@ -216,20 +234,14 @@ def versions() -> dict[str, str]:
 
 
 def _run_record(run: Run) -> dict[str, Any]:
-    history = run.history
+    """A restart's numbers and words: all its fields that are no objects, its history, its objective."""
+    values = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
     return {
-        "restart": run.restart,
-        "seconds": run.seconds,
-        "family": run.family,
-        "loss": run.loss,
-        "loss_error": run.loss_error,
+        "run": {k: v for k, v in values.items() if isinstance(v, bool | int | float | str)},
+        "history": dataclasses.asdict(run.history),
         "estimator": run.objective.estimator,
         "surrogate": run.objective.surrogate,
         "vectorized": run.each.vectorized,
-        "converged": history.converged,
-        "stop_reason": history.stop_reason,
-        "losses": history.losses,
-        "validation": history.validation,
     }
 
 
@@ -244,7 +256,7 @@ def describe_model(model: Any) -> dict[str, Any]:
 
 
 def constructor_arguments(model: nn.Module) -> dict[str, Any] | None:
-    """`model.config()`, or the attributes that have the names of the constructor's parameters; None if neither will do."""
+    """`model.config()`, or the attributes named as the constructor's parameters; None if neither will do."""
     config = getattr(model, "config", None)
     if callable(config):
         return dict(config())
@@ -286,7 +298,9 @@ def describe_data(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 if isinstance(entry, Tensor):
                     tensors[f"{field.name}.{key}"] = _plain(entry)
                 else:
-                    meta["values"].setdefault(field.name, {})[key] = _json_value(f"{field.name}[{key!r}]", entry)
+                    meta["values"].setdefault(field.name, {})[key] = _json_value(
+                        f"{field.name}[{key!r}]", entry
+                    )
         elif hasattr(value, "to_dict"):
             meta[field.name] = value.to_dict()
         else:
@@ -299,7 +313,8 @@ def _json_value(label: str, value: Any) -> Any:
         json.dumps(value)
     except (TypeError, ValueError):
         raise ValueError(
-            f"the data's {label} is a {type(value).__name__}, which cannot be saved; make it a tensor, a number or a text"
+            f"the data's {label} is a {type(value).__name__}, which cannot be saved; "
+            "make it a tensor, a number or a text"
         ) from None
     return value
 
@@ -314,11 +329,15 @@ def _reason(error: Exception) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """The same with NaN and infinities as text ("nan", "inf"), which JSON has no numbers for, and tuples as lists."""
+    """The same with tuples as lists, and with `{"float": "nan"}` for the numbers that JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+        return {"float": str(value)}
     if isinstance(value, Mapping):
         return {str(k): to_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(v) for v in value]
     return value
+
+
+def _from_json(value: dict[str, Any]) -> Any:
+    return float(value["float"]) if list(value) == ["float"] else value

@@ -17,6 +17,8 @@ from .objective import Objective
 from .owned import Owned
 from .prediction import Prediction, simulate_observed, summarize
 from .program import Program
+from .psis import smooth
+from .selfcheck import contradiction, widening
 from .training import History
 
 
@@ -34,6 +36,8 @@ class Run:
     loss: float = math.nan
     loss_error: float = math.nan
     each: EachDraw = field(default_factory=EachDraw)
+    k_hat: float = math.nan
+    doubt: str = ""
 
     @property
     def point(self) -> bool:
@@ -48,9 +52,10 @@ class Run:
                 self.owned, self.program, kwargs, num, self.each, point=self.point, discrete=discrete, score=score
             )
 
-    def evaluate(self, data: Any, seed: int, num: int = 400) -> None:
+    def evaluate(self, data: Any, seed: int, num: int = 1000) -> None:
         """Sets the loss of the trained guide and its Monte Carlo error, in nats."""
-        num = min(num, 10 * chunk_size(self.program.num_data, 8))
+        # Large data sets make each draw dear: fewer of them, but enough for the weights' tail.
+        num = max(100, min(num, 10 * chunk_size(self.program.num_data, 8)))
         if self.objective.surrogate is not None or getattr(data, "streamed", False) or not self.program.latents:
             recent = self.history.losses[-100:]
             if self.objective.surrogate is not None and not getattr(data, "streamed", False):
@@ -59,10 +64,42 @@ class Run:
             self.loss = sum(recent) / len(recent) if recent else math.nan
             self.loss_error = 0.0 if len(recent) == 1 else torch.tensor(recent).std().item() / math.sqrt(len(recent))
             return
-        ratio = self.draws(data, num, seed + 1, discrete=False).log_ratio
-        assert ratio is not None
-        ratio = ratio.double()
+        draws = self.draws(data, num, seed + 1, discrete=False)
+        assert draws.log_ratio is not None
+        ratio = draws.log_ratio.double()
+        self._check_moments(data, draws, seed)
         self.loss, self.loss_error = -float(ratio.mean()), float(ratio.std()) / math.sqrt(len(ratio))
+
+
+    def _check_moments(self, data: Any, draws: Draws, seed: int) -> None:
+        """Whether importance weights confirm the guide's means and sds; see `psis`.
+
+        The guide's own draws never reach what it has cut off, so where the family can be widened, draws of the widened guide
+        are weighted instead.
+        """
+        assert draws.log_ratio is not None
+        weights = smooth(draws.log_ratio)
+        self.k_hat = weights.k_hat
+        if not weights.reliable:
+            self.doubt = (
+                f"k-hat {weights.k_hat:.2f} is above {weights.threshold:.2f}, so this guide is far from the posterior somewhere: try "
+                "a richer family and look at diagnose()"
+            )
+            return
+        proposals, size = draws, sum(site.shape.numel() for site in self.program.continuous.values())
+        guide = self.owned.guide
+        if not weights.exact and getattr(guide, "can_widen", False) and size <= 200:
+            num = max(1000, min(8000, 8 * chunk_size(self.program.num_data, 8)))
+            with guide.widened(widening(size)):
+                proposals = self.draws(data, num, seed + 2, discrete=False)
+            assert proposals.log_ratio is not None
+            weights = smooth(proposals.log_ratio)
+        found = contradiction(draws.values, proposals.values, weights) if weights.reliable else None
+        if found is not None:
+            self.doubt = (
+                f"importance weights move the mean of {found.site} by {found.mean:.2f} sd and its sd by {-found.sd / (1 + found.sd):+.0%}: "
+                "this family cannot hold the posterior, try a richer one and look at diagnose()"
+            )
 
 
 @dataclass(frozen=True)
@@ -142,14 +179,27 @@ class Fit:
         return name + (" (path derivative)" if getattr(self.guide, "path_derivative", False) and name == "monte_carlo" else "")
 
     @property
-    def converged(self) -> bool:
-        """Whether the optimiser says that it arrived; whether it arrived at the posterior, `diagnose` says."""
+    def settled(self) -> bool:
+        """Whether the optimiser arrived at the best member of the family."""
         return self.run.history.converged
 
     @property
+    def converged(self) -> bool:
+        """Whether the optimiser settled and importance weights confirm the means (to 0.1 sd) and sds (to 10 %) of all latents.
+
+        A family that cannot hold the posterior settles without converging: mean field on correlated latents, say. Point
+        guides have no weights; they converge when the optimiser settles.
+        """
+        return self.settled and not self.run.doubt
+
+    @property
     def stop_reason(self) -> str:
-        """Why the best restart stopped, one sentence."""
-        return self.run.history.stop_reason
+        """Why the best restart stopped, one sentence, and what speaks against its answer."""
+        reason = self.run.history.stop_reason
+        if not self.run.doubt:
+            return reason
+        reason = reason.replace("converged:", "the optimiser settled:", 1) if self.settled else reason
+        return f"{reason}; but {self.run.doubt}"
 
     @property
     def seed(self) -> int:
@@ -313,3 +363,21 @@ class Fit:
         from .checkpoint import save
 
         save(self, path, overwrite=overwrite)
+
+    def to_arviz(self, n: int = 1000, **options: Any) -> Any:
+        """The fit as an ArviZ `DataTree` with `n` draws a chain, chains being restarts; see `export.to_arviz`."""
+        from .export import to_arviz
+
+        return to_arviz(self, n, **options)
+
+    def loo(self, n: int = 1000, *, site: str | None = None, seed: int | None = None) -> Any:
+        """Leave-one-out cross-validation with k-hat for every observation; see `loo.loo`."""
+        from .loo import loo
+
+        return loo(self, n, site=site, seed=seed)
+
+    def diagnose(self, reference: Any = None, n: int = 1000, held_out: Any = None, *, seed: int | None = None) -> Any:
+        """How far this fit is from the posterior, as far as can be told; see `diagnose.diagnose`."""
+        from .diagnose import diagnose
+
+        return diagnose(self, reference, n, held_out, seed=seed)

@@ -5,9 +5,9 @@
     y_n   ~ N(theta . x_n, sigma^2)
 
 Lecture: "Example: Bayesian Linear Regression". With known noise p(theta | x, y) = N(mu_N, Sigma_N) and the
-predictive is N(mu_N^T x, sigma^2 + x^T Sigma_N x). The lecture divides by p(D) and writes one sigma_N^2; inputs
-are conditioned on, the evidence is p(y | x), and sigma_N^2 depends on x. With unknown noise everything is still
-Gaussian given sigma, so one integral over sigma makes it exact.
+predictive is N(mu_N^T x, sigma^2 + x^T Sigma_N x). The lecture divides by p(D) and writes one sigma_N^2;
+inputs are conditioned on, the evidence is p(y | x), and sigma_N^2 depends on x. With unknown noise everything
+is still Gaussian given sigma, so one integral over sigma makes it exact.
 """
 
 from typing import Any, ClassVar, Protocol

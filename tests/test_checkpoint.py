@@ -29,8 +29,21 @@ def check_same(fit: bz.inference.Fit, again: bz.inference.Fit) -> None:
     assert torch.equal(fit.log_likelihood(7), again.log_likelihood(7))
     assert fit.losses == again.losses
     assert (fit.loss, fit.loss_error, fit.seconds) == (again.loss, again.loss_error, again.seconds)
-    assert (fit.converged, fit.stop_reason, fit.seed, fit.dtype) == (again.converged, again.stop_reason, again.seed, again.dtype)
-    assert (fit.objective, fit.estimator, fit.best, len(fit.runs)) == (again.objective, again.estimator, again.best, len(again.runs))
+    assert [(r.k_hat, r.doubt) for r in fit.runs if r.k_hat == r.k_hat] == [
+        (r.k_hat, r.doubt) for r in again.runs if r.k_hat == r.k_hat
+    ]
+    assert (fit.converged, fit.stop_reason, fit.seed, fit.dtype) == (
+        again.converged,
+        again.stop_reason,
+        again.seed,
+        again.dtype,
+    )
+    assert (fit.objective, fit.estimator, fit.best, len(fit.runs)) == (
+        again.objective,
+        again.estimator,
+        again.best,
+        len(again.runs),
+    )
     assert fit.settings == again.settings
     for run, run_again in zip(fit.runs, again.runs, strict=True):
         draws, draws_again = run.draws(fit.data, 5, 1), run_again.draws(again.data, 5, 1)
@@ -48,14 +61,25 @@ def table() -> bz.data.Data:
     y = x @ torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64) + 0.3
     noise = torch.randn(40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     return bz.data.from_arrays(
-        5 * x, 10 * y + noise, feature_names=["age", "bmi", "bp"], target_name="price", standardize=True, note="made up"
+        5 * x,
+        10 * y + noise,
+        feature_names=["age", "bmi", "bp"],
+        target_name="price",
+        standardize=True,
+        note="made up",
     )
 
 
-@pytest.mark.parametrize("guide", ["map", "laplace", "mean_field", "low_rank", "full_rank", "iaf", "spline", "exact"])
+@pytest.mark.parametrize(
+    "guide", ["map", "laplace", "mean_field", "low_rank", "full_rank", "iaf", "spline", "exact"]
+)
 def test_every_family_comes_back_bit_for_bit(guide, table, tmp_path):
-    options = {"rank": 2} if guide == "low_rank" else {"hidden": (8, 8)} if guide in ("iaf", "spline") else None
-    model = bz.models.BayesianLinearRegression(3, prior_scale=[1.0, 2.0, 0.1, 3.0], noise_scale=None if guide != "exact" else 0.1)
+    options = (
+        {"rank": 2} if guide == "low_rank" else {"hidden": (8, 8)} if guide in ("iaf", "spline") else None
+    )
+    model = bz.models.BayesianLinearRegression(
+        3, prior_scale=[1.0, 2.0, 0.1, 3.0], noise_scale=None if guide != "exact" else 0.1
+    )
     fit = bz.fit(model, table, guide=guide, guide_options=options, steps=5, seed=4, progress=False)
     fit.save(tmp_path / "run")
     again = bz.load(tmp_path / "run")
@@ -68,13 +92,19 @@ def test_every_family_comes_back_bit_for_bit(guide, table, tmp_path):
 
 def test_restarts_counts_and_persons(tmp_path):
     data = bz.data.load("coin_flips")
-    fit = bz.fit(bz.models.HierarchicalCoin(loc=4.0), data, guide="structured", steps=5, restarts=2, progress=False)
+    fit = bz.fit(
+        bz.models.HierarchicalCoin(loc=4.0), data, guide="structured", steps=5, restarts=2, progress=False
+    )
     fit.save(tmp_path / "run")
     again = bz.load(tmp_path / "run")
     check_same(fit, again)
     assert len(again.runs) == 2
     assert again.data.labels == data.labels
-    assert (again.data.observation_dim, again.data.origin, again.data.note) == ("person", data.origin, data.note)
+    assert (again.data.observation_dim, again.data.origin, again.data.note) == (
+        "person",
+        data.origin,
+        data.note,
+    )
     assert again.model.config() == fit.model.config()
 
 
@@ -239,7 +269,9 @@ def test_a_function_among_the_constants_is_refused_before_anything_is_written(tm
 
 
 def test_fit_json_is_strict_json_that_people_can_read(table, tmp_path):
-    fit = bz.fit(bz.models.BayesianLinearRegression(3), table, guide="full_rank", steps=3, seed=7, progress=False)
+    fit = bz.fit(
+        bz.models.BayesianLinearRegression(3), table, guide="full_rank", steps=3, seed=7, progress=False
+    )
     fit.run.history.losses.append(math.nan)
     fit.save(tmp_path)
 
@@ -264,5 +296,7 @@ def test_a_new_process_gives_the_same_draws(table, tmp_path):
         "fit = bz.load(sys.argv[1])\n"
         "print([value.hex() for value in fit.sample(2)['theta'].flatten().tolist()])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == str([value.hex() for value in fit.sample(2)["theta"].flatten().tolist()])

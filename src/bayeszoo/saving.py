@@ -1,4 +1,4 @@
-"""Reading fits back: models and guides are rebuilt by name, then filled with what was saved; see `inference.checkpoint`."""
+"""Reading fits back: models and guides are rebuilt by name, then filled with what `inference.checkpoint` saved."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import data as bzdata
 from . import guides
@@ -18,7 +18,7 @@ from .inference.density import EachDraw
 from .inference.objective import Objective
 from .inference.owned import Owned, default_dtype
 from .inference.program import Program, describe
-from .inference.runner import Settings, _own, resolve_device
+from .inference.runner import Settings, _is_builder, _own, resolve_device
 from .inference.training import History
 
 
@@ -34,8 +34,8 @@ def load(
 
     Args:
         path: the folder.
-        model: the model that was fitted; the zoo's own are rebuilt without it. A module is copied, and its parameters are
-            taken from the fit.
+        model: the model that was fitted; the zoo's own are rebuilt without it. A module is copied, and its
+            parameters are taken from the fit.
         guide: the same kind of guide, or the builder, where the fit was not made with a family's name.
         data: the training data, where they were streamed and so not saved.
         device: where to put it; by default where it was fitted, or the CPU if there is no such device here.
@@ -50,14 +50,20 @@ def load(
     where = resolve_device(device if device is not None else _device(record["device"]))
     rebuilt = _data(saved, data).to(where, dtype)
     model = _model(saved, dtype) if model is None else model
-    settings = Settings(**record["settings"])
+    options = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"]["guide_options"].items()
+    }
+    settings = Settings(**{**record["settings"], "guide_options": options})
     if guide is None and not settings.guide:
         raise ValueError(
-            f"the fit in '{path}' was made with a guide of its own ({record['guide']['class']}), which has no name to rebuild it by; "
-            "pass the same kind of guide, bz.load(path, model=..., guide=...)"
+            f"the fit in '{path}' was made with a guide of its own ({record['guide']['class']}), which cannot be rebuilt "
+            "by name; pass the same kind of guide, bz.load(path, model=..., guide=...)"
         )
-    runs = tuple(_run(saved, index, model, guide, rebuilt, settings, dtype, where) for index in range(len(record["runs"])))
-    return Fit(runs, record["best"], rebuilt, settings, _number(record["seconds"]))
+    runs = tuple(
+        _run(saved, index, model, guide, rebuilt, settings, dtype, where)
+        for index in range(len(record["runs"]))
+    )
+    return Fit(runs, record["best"], rebuilt, settings, record["seconds"])
 
 
 def _run(
@@ -94,24 +100,32 @@ def _run(
             owned.guide(**data.bind(owned.model))
     path_derivative = saved.record["guide"]["path_derivative"]
     if path_derivative is not None:
-        owned.guide.path_derivative = path_derivative
+        rebuilt: Any = owned.guide
+        rebuilt.path_derivative = path_derivative
     objective = Objective(
-        program[0], owned.model, owned.guide, record["estimator"], settings.num_particles, settings.discrete, record["surrogate"]
+        program[0],
+        owned.model,
+        owned.guide,
+        record["estimator"],
+        settings.num_particles,
+        settings.discrete,
+        record["surrogate"],
     )
-    validation = [(int(step), _number(loss)) for step, loss in record["validation"]]
-    history = History([_number(x) for x in record["losses"]], validation, record["converged"], record["stop_reason"])
+    validation = [(step, loss) for step, loss in record["history"]["validation"]]
     run = Run(
-        owned, program[0], objective, history, record["restart"], _number(record["seconds"]), record["family"],
-        _number(record["loss"]), _number(record["loss_error"]), EachDraw(),
-    )  # fmt: skip
+        owned=owned,
+        program=program[0],
+        objective=objective,
+        history=History(**{**record["history"], "validation": validation}),
+        each=EachDraw(),
+        **record["run"],
+    )
     run.each.vectorized = record["vectorized"]
     restore(run, saved, index)
     return run
 
 
 def _builds(guide: Any) -> bool:
-    from .inference.runner import _is_builder
-
     return not isinstance(guide, nn.Module) and _is_builder(guide)
 
 
@@ -120,13 +134,16 @@ def _check_sites(saved: Checkpoint, model: Callable[..., Any], data: Any) -> Pro
         program = describe(model, data)
     except Exception as error:  # whatever a wrong model raises, it is the wrong model
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"the model cannot be called with the data of the saved fit ({reason}); give the model that was fitted") from error
+        raise ValueError(
+            f"the model cannot be called with the data of the saved fit ({reason}); "
+            "give the model that was fitted"
+        ) from error
     wanted, found = saved.record["sites"], describe_sites(program)
     for kind in ("latents", "observed"):
         if wanted[kind] != found[kind]:
             raise ValueError(
-                f"the model does not match the saved fit, whose {kind} are {_shapes(wanted[kind])}; this model has "
-                f"{_shapes(found[kind])}; give the model that was fitted"
+                f"the model does not match the saved fit, whose {kind} are {_shapes(wanted[kind])}; "
+                f"this model has {_shapes(found[kind])}; give the model that was fitted"
             )
     return program
 
@@ -137,11 +154,18 @@ def _shapes(sites: dict[str, list[int]]) -> str:
 
 def _model(saved: Checkpoint, dtype: torch.dtype) -> Callable[..., Any]:
     spec = saved.record["model"]
-    build = next((e.build for e in ENTRIES.values() if (e.build.__module__, e.build.__qualname__) == (spec["module"], spec["class"])), None)
+    build = next(
+        (
+            e.build
+            for e in ENTRIES.values()
+            if (e.build.__module__, e.build.__qualname__) == (spec["module"], spec["class"])
+        ),
+        None,
+    )
     if build is None or spec["arguments"] is None:
         raise ValueError(
-            f"the fit in '{saved.path}' is of your own model '{spec['class']}', which cannot be rebuilt by name; give it, "
-            "bz.load(path, model=...)"
+            f"the fit in '{saved.path}' is of your own model '{spec['class']}', which cannot be rebuilt by "
+            "name; give it, bz.load(path, model=...)"
         )
     with default_dtype(dtype):
         model: Callable[..., Any] = build(**spec["arguments"])
@@ -153,30 +177,26 @@ def _data(saved: Checkpoint, given: Any) -> Any:
     if given is not None:
         return given
     if meta.pop("streamed"):
-        raise ValueError(f"the data '{meta['name']}' were streamed and are not in the checkpoint; give them, bz.load(path, data=...)")
+        raise ValueError(
+            f"the data '{meta['name']}' were streamed and are not in the checkpoint; give them, "
+            "bz.load(path, data=...)"
+        )
     groups: dict[str, dict[str, Any]] = {name: {} for name in ("inputs", "observed", "constants", "truth")}
     for key, tensor in saved.data.items():
         group, name = key.split(".", 1)
         groups[group][name] = tensor
     for group, values in meta.pop("values").items():
         groups[group] |= values
-    observed: Tensor | dict[str, Tensor] = groups.pop("observed")
+    observed: Any = groups.pop("observed")
     if meta.pop("bare"):
         observed = observed[""]
     scaler, schema = meta.pop("scaler"), meta.pop("schema")
-    return bzdata.Data(
-        observed=observed,
-        **groups,
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in meta.items()},
-        scaler=None if scaler is None else bzdata.Scaler.from_dict(scaler),
-        schema=None if schema is None else bzdata.Schema.from_dict(schema),
-    )
+    metadata: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in meta.items()}
+    metadata |= {"observed": observed, **groups}
+    metadata["scaler"] = None if scaler is None else bzdata.Scaler.from_dict(scaler)
+    metadata["schema"] = None if schema is None else bzdata.Schema.from_dict(schema)
+    return bzdata.Data(**metadata)
 
 
 def _device(kind: str) -> str:
     return "cuda" if kind == "cuda" and torch.cuda.is_available() else "cpu"
-
-
-def _number(value: Any) -> float:
-    """Numbers that JSON has none for are text."""
-    return float(value)

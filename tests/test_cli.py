@@ -1,0 +1,209 @@
+"""The command line: what it writes, what it prints, and one sentence for wrong input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import bayeszoo as bz
+from bayeszoo.cli import app
+
+runner = CliRunner()
+
+
+def refused(*words: str) -> str:
+    """Runs a command that must fail, and returns its one sentence."""
+    result = runner.invoke(app, list(words))
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("bayeszoo: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_list_names_models_guides_and_data():
+    result = runner.invoke(app, ["list"])
+    assert result.exit_code == 0
+    for name in ("coin_flip", "hierarchical_coin", "linear_regression", "full_rank", "diabetes"):
+        assert name in result.stdout
+
+
+def test_json_is_one_object_and_nothing_else():
+    result = runner.invoke(app, ["fit", "coin_flip", "--guide", "exact", "--json", "--seed", "3"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert result.stdout.count("\n") == 1
+    wanted = {
+        "model",
+        "guide",
+        "seed",
+        "steps",
+        "loss",
+        "log_evidence",
+        "k_hat",
+        "posterior",
+        "seconds",
+        "device",
+        "versions",
+    }
+    assert wanted <= set(found)
+    assert (found["model"], found["guide"], found["seed"]) == ("coin_flip", "exact", 3)
+    assert found["loss"] == pytest.approx(-found["log_evidence"], rel=1e-8)
+    assert found["k_hat"] is None
+    assert "every draw" in found["k_hat_note"]
+    exact = bz.models.CoinFlip().exact_posterior(bz.data.load("coin_flips"))
+    # Four Monte Carlo errors of the mean of 4,000 draws.
+    assert (
+        abs(found["posterior"]["pi"]["mean"] - float(exact.mean["pi"]))
+        < 4 * float(exact.sd["pi"]) / 4000**0.5
+    )
+
+
+def test_fit_writes_everything_and_never_overwrites_unasked(tmp_path):
+    out, table = tmp_path / "run", tmp_path / "house.csv"
+    table.write_text("size,price\n" + "".join(f"{10 + i},{30 + 3 * i + i % 2}\n" for i in range(12)))
+    command = [
+        "fit",
+        "linear_regression",
+        "--guide",
+        "laplace",
+        "--data",
+        str(table),
+        "--target",
+        "price",
+        "--out",
+        str(out),
+    ]
+    result = runner.invoke(app, [*command, "--quiet"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    names = {path.name for path in out.iterdir()}
+    assert {"fit.json", "parameters.safetensors", "data.safetensors", "posterior.nc"} <= names
+    assert {"losses.png", "posterior.png", "residuals.png"} <= names
+    assert bz.load(out).sample(5)["theta"].shape == (5, 2)
+    import xarray as xr
+
+    with xr.open_datatree(out / "posterior.nc", engine="h5netcdf") as tree:
+        assert list(tree["posterior"].data_vars) == ["theta", "sigma"]
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert "pass --force" in refused(*command)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert runner.invoke(app, [*command, "--force", "--quiet", "--seed", "1"]).exit_code == 0
+    assert bz.load(out).seed == 1
+
+
+def test_csv_with_target(tmp_path):
+    path = tmp_path / "house.csv"
+    path.write_text(
+        "size,rooms,price\n" + "".join(f"{10 + i},{i % 3},{30 + 3 * i + i % 2}\n" for i in range(12))
+    )
+    result = runner.invoke(
+        app, ["fit", "linear_regression", "--data", str(path), "--target", "price", "--guide", "laplace"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "laplace" in result.stdout
+    assert "theta[size]" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "mean"), [("heads\n1\n1\n1\n", 0.8), ("heads,total_count\n3,3\n2,6\n", 6 / 11)]
+)
+def test_csv_of_flips(tmp_path, text, mean):
+    path = tmp_path / "flips.csv"
+    path.write_text(text)
+    result = runner.invoke(
+        app, ["fit", "coin_flip", "--data", str(path), "--target", "heads", "--guide", "exact", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    # Four Monte Carlo errors of a mean of 4,000 draws whose sd is below 0.17.
+    assert json.loads(result.stdout)["posterior"]["pi"]["mean"] == pytest.approx(mean, abs=0.011)
+
+
+def test_compare_prints_a_table_or_json():
+    command = ["compare", "coin_flip", "--guides", "laplace, exact"]
+    result = runner.invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "laplace" in result.stdout
+    assert "exact posterior" in result.stdout
+    found = json.loads(runner.invoke(app, [*command, "--json"]).stdout)
+    assert list(found["guides"]) == ["laplace", "exact"]
+    assert abs(found["guides"]["exact"]["gap"]) < 1e-6
+
+
+def test_wrong_input_is_one_sentence(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("a,b,y\n1,2,3\n2,1,x\n3,3,4\n")
+    assert "did you mean 'coin_flip'" in refused("fit", "coin_flp")
+    assert "did you mean 'full_rank'" in refused("fit", "coin_flip", "--guide", "ful_rank")
+    assert "diabetes" in refused("fit", "linear_regression", "--data", "diabetis")
+    assert "no file" in refused("fit", "linear_regression", "--data", "nowhere.csv", "--target", "y").replace(
+        "there is no file", "no file"
+    )
+    assert "--target" in refused("fit", "linear_regression", "--data", str(table))
+    assert "row 2" in refused("fit", "linear_regression", "--data", str(table), "--target", "y")
+    assert "no column 'z'" in refused("fit", "coin_flip", "--data", str(table), "--target", "z")
+    assert "at least 1" in refused("fit", "coin_flip", "--steps", "0")
+    assert "not there" in refused("fit", "coin_flip", "--device", "cuda:77")
+    assert "guide 'beta' is for latents in" in refused("fit", "linear_regression", "--guide", "beta")
+    assert "at least one guide" in refused("compare", "coin_flip", "--guides", ",")
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    assert "is a file" in refused("fit", "coin_flip", "--out", str(taken))
+    assert taken.read_text() == "mine"
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may write everywhere"
+)
+def test_a_folder_that_may_not_be_changed(tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    assert "cannot be written" in refused("fit", "coin_flip", "--out", str(locked / "run"))
+
+
+def test_missing_argument_exits_with_two():
+    result = runner.invoke(app, ["fit"])
+    assert result.exit_code == 2
+    assert "MODEL" in result.stderr
+
+
+def test_demo_refuses_a_folder_of_somebody_else(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert "holds other files" in refused("demo", "--out", str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.slow
+def test_demo_runs_twice_into_the_same_folder(tmp_path):
+    for _ in range(2):
+        result = runner.invoke(app, ["demo", "--out", str(tmp_path / "demo")])
+        assert result.exit_code == 0, result.output
+        assert "Against the exact answer" in result.stdout
+        figures = [Path(line.strip()) for line in result.stdout.splitlines() if line.strip().endswith(".png")]
+        assert len(figures) == 8
+        assert all(path.is_file() for path in figures)
+
+
+def test_a_real_process_prints_json_on_stdout_alone(tmp_path):
+    command = [sys.executable, "-c", "from bayeszoo.cli import main; main()"]
+    done = subprocess.run(
+        [*command, "fit", "coin_flip", "--guide", "exact", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    found = json.loads(done.stdout)
+    assert found["guide"] == "exact"
+    failed = subprocess.run(
+        [*command, "fit", "nothing"], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert failed.returncode == 2
+    assert failed.stdout == ""
+    assert failed.stderr.startswith("bayeszoo: unknown model 'nothing'")
+    assert "Traceback" not in failed.stderr
