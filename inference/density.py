@@ -20,6 +20,8 @@ from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from .log_einsum import Ring
+from .mapping import vmap_random
 from .program import DATA_PLATE, Fix, Program, Values, is_point, sample_sites
 
 log = logging.getLogger("bayeszoo")
@@ -155,7 +157,7 @@ def _sum_out(factors: list[Factor], dims: Mapping[str, int], nudge: Values) -> l
                 "out batch_size"
             )
     names = {symbol: name for name, symbol in plate_symbols.items()}
-    for ordinal, terms in contract_tensor_tree(tree, set(symbols.values())).items():
+    for ordinal, terms in contract_tensor_tree(tree, set(symbols.values()), ring=Ring()).items():
         plates = {names[s]: frames[names[s]] for s in ordinal}
         for term in terms:
             kept.append(Factor("+".join(dims), _unpack(term, plates, plate_symbols), plates, scale, observed=True))
@@ -244,7 +246,7 @@ class EachDraw:
         if self.vectorized:
             return _join(
                 [
-                    torch.vmap(function, randomness="different")({k: v[i : i + chunk] for k, v in values.items()})
+                    vmap_random(function, {k: v[i : i + chunk] for k, v in values.items()})
                     for i in range(0, num, chunk)
                 ],
                 torch.cat,
@@ -254,7 +256,7 @@ class EachDraw:
     def _check(self, function: Callable[..., Any], values: Values) -> None:
         two = {k: v[:2].detach() for k, v in values.items()}
         try:
-            mapped = torch.vmap(function, randomness="different")(two)
+            mapped = vmap_random(function, two)
         except Exception as error:  # whatever a user's model raises, the answer is to take draws one by one
             self.vectorized = False
             self.reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -11,6 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .density import EachDraw, draw_discrete, guide_factors, guide_values, log_joint, total
+from .mapping import vmap_random
 from .owned import Owned
 from .program import Program
 
@@ -47,7 +48,7 @@ def map_random(function: Callable[[], Any], num: int, device: torch.device, chun
     """Calls a random function `num` times and stacks the results, by `torch.vmap` where it allows."""
     try:
         parts = [
-            torch.vmap(lambda _: function(), randomness="different")(torch.zeros(min(chunk, num - i), device=device))
+            vmap_random(lambda _: function(), torch.zeros(min(chunk, num - i), device=device))
             for i in range(0, num, chunk)
         ]
         if isinstance(parts[0], tuple):

@@ -30,6 +30,7 @@ from .density import (
     site_factor,
     total,
 )
+from .mapping import vmap_random
 from .program import Program, is_point, sample_sites
 
 Estimator = Literal["monte_carlo", "analytic_kl", "importance_weighted"]
@@ -85,7 +86,7 @@ class Objective:
         if self.each.vectorized is None:
             self._check_vectorized(kwargs)
         if self.each.vectorized:
-            return torch.vmap(lambda _: self._particle(kwargs), randomness="different")(dummy["particle"])
+            return vmap_random(lambda _: self._particle(kwargs), dummy["particle"])
         pairs = [self._particle(kwargs) for _ in range(self.num_particles)]
         return torch.stack([b for b, _ in pairs]), torch.stack([s for _, s in pairs])
 
@@ -97,8 +98,8 @@ class Objective:
 
         try:
             with torch.no_grad():
-                values = torch.vmap(draw, randomness="different")(torch.zeros(2))
-            probe, _ = torch.vmap(lambda _: self._particle(kwargs), randomness="different")(torch.zeros(2))
+                values = vmap_random(draw, torch.zeros(2))
+            probe, _ = vmap_random(lambda _: self._particle(kwargs), torch.zeros(2))
             if probe.requires_grad:
                 params = [p for p in _parameters(self.guide) if p.requires_grad]
                 torch.autograd.grad(probe.sum(), params, allow_unused=True)

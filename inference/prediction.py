@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .density import EachDraw
 from .draws import chunk_size, map_random
+from .mapping import vmap_random
 from .owned import Owned
 from .program import Fix, Program, sample_sites
 
@@ -65,13 +66,14 @@ class Prediction:
 
 
 def simulate_observed(
-    owned: Owned, program: Program, kwargs: Mapping[str, Any], values: Mapping[str, Tensor], *, rows: int
+    owned: Owned, program: Program, kwargs: Mapping[str, Any], values: Mapping[str, Tensor], *, rows: int, num: int = 1
 ) -> dict[str, dict[str, Tensor]]:
     """Runs the model forward from each draw; call inside `owned.active`.
 
     Args:
         kwargs: the model's arguments without the observed ones.
         values: latents (S, *shape); latents that are missing are drawn from the model.
+        num: runs of a model whose latents are all missing.
 
     Returns:
         For each observed site `draw` (S, N, ...), and where the likelihood has them `mean`, `variance`, `probs`.
@@ -98,7 +100,7 @@ def simulate_observed(
         if values:
             flat = _map_values(one, values, chunk)
         else:
-            flat = map_random(lambda: one({}), 1, owned.device, chunk)
+            flat = map_random(lambda: one({}), num, owned.device, chunk)
     result: dict[str, dict[str, Tensor]] = {}
     for key, tensor in flat.items():
         name, what = key.rsplit("|", 1)
@@ -110,7 +112,7 @@ def _map_values(one: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], values
     num = len(next(iter(values.values())))
     try:
         parts = [
-            torch.vmap(one, randomness="different")({k: v[i : i + chunk] for k, v in values.items()}) for i in range(0, num, chunk)
+            vmap_random(one, {k: v[i : i + chunk] for k, v in values.items()}) for i in range(0, num, chunk)
         ]
         return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
     except Exception:  # models that read values run one draw at a time

@@ -98,6 +98,8 @@ def reference(
     began = time.perf_counter()
     if exact and hasattr(model, "exact_posterior"):
         return exact_reference(model, data, n=n, seed=seed)
+    if num_chains < 2:
+        raise ValueError("num_chains must be at least 2, because R-hat compares chains")
     data = data.to("cpu", torch.float64)
     own = copy.deepcopy(model).to("cpu", torch.float64) if isinstance(model, torch.nn.Module) else model
     owned = Owned(own, own, torch.float64, torch.device("cpu"))

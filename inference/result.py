@@ -89,12 +89,14 @@ class Run:
         proposals, size = draws, sum(site.shape.numel() for site in self.program.continuous.values())
         guide = self.owned.guide
         if not weights.exact and getattr(guide, "can_widen", False) and size <= 200:
-            num = max(1000, min(8000, 8 * chunk_size(self.program.num_data, 8)))
+            # Draws that must be taken one by one are dear.
+            num = max(1000, min(8000, 8 * chunk_size(self.program.num_data, 8))) if self.each.vectorized else 1000
             with guide.widened(widening(size)):
                 proposals = self.draws(data, num, seed + 2, discrete=False)
             assert proposals.log_ratio is not None
             weights = smooth(proposals.log_ratio)
-        found = contradiction(draws.values, proposals.values, weights) if weights.reliable else None
+        continuous = {name: draws.values[name] for name in self.program.continuous}
+        found = contradiction(continuous, proposals.values, weights) if continuous and weights.reliable else None
         if found is not None:
             self.doubt = (
                 f"importance weights move the mean of {found.site} by {found.mean:.2f} sd and its sd by {-found.sd / (1 + found.sd):+.0%}: "
@@ -283,7 +285,7 @@ class Fit:
             if not self.program.latents[k].local
         }
         with self.run.owned.active(self._seed(seed, 17)):
-            found = simulate_observed(self.run.owned, self.program, kwargs, shared, rows=rows)
+            found = simulate_observed(self.run.owned, self.program, kwargs, shared, rows=rows, num=n)
         return summarize(found[site], self.data.scaler)
 
     def _global_discrete(self) -> list[str]:

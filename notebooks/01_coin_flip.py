@@ -28,7 +28,9 @@
 import warnings
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # widgets are not needed here
-warnings.filterwarnings("ignore", message="An output with one or more elements was resized")  # of torch's binomial
+warnings.filterwarnings(
+    "ignore", message="An output with one or more elements was resized"
+)  # of torch's binomial
 
 import arviz as az
 import matplotlib.pyplot as plt
@@ -77,7 +79,9 @@ print(flips.origin)
 first = flips.select(slice(0, 10))
 heads = float(first.observed.sum())
 posterior = model.exact_posterior(first)["pi"]
-print(f"after {len(first)} flips with {heads:.0f} heads: Beta({posterior.concentration1:g}, {posterior.concentration0:g})")
+print(
+    f"after {len(first)} flips with {heads:.0f} heads: Beta({posterior.concentration1:g}, {posterior.concentration0:g})"
+)
 
 # %% [markdown]
 # **Before you look:** the standard deviation of the posterior after 10 flips is about 0.12. How many flips does it
@@ -86,8 +90,7 @@ print(f"after {len(first)} flips with {heads:.0f} heads: Beta({posterior.concent
 # %%
 _, ax = plt.subplots(figsize=(6.5, 3.6))
 bz.plots.plot_coin_updates(flips, at=(0, 1, 3, 10, 100, 1000), model=model, ax=ax)
-ax.set(title="real flips in a seeded random order", ylim=(0, 28));
-
+ax.set(title="real flips in a seeded random order", ylim=(0, 28))
 # %% [markdown]
 # A hundred times as many: the width falls like $1/\sqrt{N}$.
 #
@@ -144,8 +147,7 @@ for row, p in enumerate(answers.values()):
 left.set(title="after three heads", xlabel="chance that the next flip is heads", xlim=(0, 1))
 left.invert_yaxis()
 bz.plots.plot_coin_answers(flips.select(slice(0, 10_000)), model=careful, ax=right)
-right.set_title("as real flips arrive (seeded random order)");
-
+right.set_title("as real flips arrive (seeded random order)")
 # %% [markdown]
 # They meet as data grow: the posterior collapses to a point, and every sensible summary of a point is that point.
 #
@@ -174,7 +176,9 @@ fits = {"beta": fit}
 for guide in ("exact", "mean_field", "map"):
     fits[guide] = bz.fit(model, first, guide=guide, seed=0, progress=False)
 floor = -model.log_evidence(first).item()
-print(f"exact posterior: mean {posterior.mean:.4f}, sd {posterior.stddev:.4f}; -log p(x) = {floor:.4f} nats\n")
+print(
+    f"exact posterior: mean {posterior.mean:.4f}, sd {posterior.stddev:.4f}; -log p(x) = {floor:.4f} nats\n"
+)
 for guide, one in fits.items():
     pi = one.sample(4000)["pi"]
     gap = f"{one.loss - floor:+.4f} ± {one.loss_error:.4f}" if one.objective == "elbo" else "none (surrogate)"
@@ -188,15 +192,23 @@ _, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained", sharey=Tru
 grid = torch.linspace(0.001, 0.999, 500, dtype=torch.float64)
 for ax, guide in zip(axes, ("beta", "mean_field", "map"), strict=True):
     ax.fill_between(grid, posterior.log_prob(grid).exp(), color="lightgrey", label="exact posterior")
-    pi = fits[guide].sample(20_000)["pi"].numpy()
+    pi = fits[guide].sample(4000)["pi"].numpy()
     if fits[guide].objective == "elbo":
-        ax.hist(pi, bins=60, range=(0, 1), density=True, histtype="step", color="#0072B2", lw=1.5, label="draws of the guide")
+        ax.hist(
+            pi,
+            bins=40,
+            range=(0, 1),
+            density=True,
+            histtype="step",
+            color="#0072B2",
+            lw=1.5,
+            label="draws of the guide",
+        )
     else:
         ax.axvline(pi[0], color="#0072B2", label="the point")
     ax.set(title=f'guide="{guide}"', xlabel="$\\pi$", xlim=(0, 1))
     ax.legend(frameon=False, fontsize=8, loc="upper left")
-axes[0].set_ylabel("density");
-
+axes[0].set_ylabel("density")
 # %% [markdown]
 # ### How wrong is it?
 #
@@ -222,8 +234,7 @@ tree = fits["mean_field"].to_arviz()
 az.summary(tree, kind="stats")
 
 # %%
-az.plot_dist(tree, figure_kwargs={"figsize": (6, 3)});
-
+az.plot_dist(tree, figure_kwargs={"figsize": (6, 3)})
 # %% [markdown]
 # ## Forty-eight people, one coin?
 #
@@ -284,8 +295,7 @@ az.summary(own_tree, var_names=["mu", "kappa"], kind="stats", round_to=4)
 
 # %%
 _, ax = plt.subplots(figsize=(7, 8))
-bz.plots.plot_people(own_coins, ax=ax);
-
+bz.plots.plot_people(own_coins, ax=ax)
 # %% [markdown]
 # Small samples that lie far out are pulled furthest towards the population ("shrinkage"): person 48's 60 % from 2,800
 # flips becomes 58 %. Large samples stay where they are, and so do small ones that lie near the middle already, such
@@ -306,10 +316,17 @@ bins = np.geomspace(20, 1500, 60)
 ax.hist(simulated, bins=bins, color="#E69F00", alpha=0.8, label="one coin for all")
 ax.hist(from_population, bins=bins, color="#0072B2", alpha=0.7, label="each person's own coin")
 ax.axvline(real, color="black", lw=2, label=f"the real people: {real:.0f}")
-ax.set(xscale="log", xlabel="T, spread between people", ylabel="simulated tables", title="posterior predictive check")
+ax.set(
+    xscale="log",
+    xlabel="T, spread between people",
+    ylabel="simulated tables",
+    title="posterior predictive check",
+)
 ax.legend(frameon=False)
-print(f"share of simulated tables with more spread: one coin {np.mean(simulated >= real):.3f}, "
-      f"own coins {np.mean(from_population >= real):.3f}")
+print(
+    f"share of simulated tables with more spread: one coin {np.mean(simulated >= real):.3f}, "
+    f"own coins {np.mean(from_population >= real):.3f}"
+)
 
 # %% [markdown]
 # ## Which model predicts better?
@@ -336,7 +353,9 @@ evidence = {
 }
 for name, value in evidence.items():
     print(f"log p(x), {name:9}  {value:9.1f} nats")
-print(f"the data are e^{evidence['own coins'] - evidence['one coin']:.0f} times likelier with each person's own coin")
+print(
+    f"the data are e^{evidence['own coins'] - evidence['one coin']:.0f} times likelier with each person's own coin"
+)
 
 # %% [markdown]
 # ## Exercise

@@ -188,7 +188,7 @@ def test_plain_functions_keep_their_param_sites(tmp_path):
     again = bz.load(tmp_path, model=_slope, guide=_slope_guide)
     check_same(fit, again)
     assert not list(pyro.get_param_store().keys()), "nothing is left in the global store"
-    with pytest.raises(ValueError, match=r"guide of its own.*guide=\.\.\."):
+    with pytest.raises(ValueError, match=r"its own guide.*guide=\.\.\."):
         bz.load(tmp_path, model=_slope)
 
 
@@ -300,3 +300,14 @@ def test_a_new_process_gives_the_same_draws(table, tmp_path):
         [sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == str([value.hex() for value in fit.sample(2)["theta"].flatten().tolist()])
+
+
+def test_diagnosis_and_datatree_are_those_of_the_fit(table, tmp_path):
+    fit = bz.fit(bz.models.BayesianLinearRegression(3), table, guide="laplace", progress=False)
+    fit.save(tmp_path)
+    again = bz.load(tmp_path)
+    assert str(again.diagnose(n=200)) == str(fit.diagnose(n=200))
+    tree, tree_again = fit.to_arviz(50), again.to_arviz(50)
+    assert list(tree.children) == list(tree_again.children)
+    for name in tree.children:
+        assert tree[name].to_dataset().identical(tree_again[name].to_dataset()), name

@@ -26,7 +26,12 @@ def comparison(parts) -> bz.Comparison:
     train, test = parts
     model = bz.models.BayesianLinearRegression(2, noise_scale=0.5)
     return bz.compare(
-        model, train, guides=["map", "mean_field", "full_rank", "exact"], held_out=test, progress=False
+        model,
+        train,
+        guides=["map", "mean_field", "full_rank", "exact"],
+        held_out=test,
+        steps=300,
+        progress=False,
     )
 
 
@@ -112,6 +117,7 @@ def test_reference_by_draws_and_own_guides(parts):
         train,
         {"wide": "mean_field", "class": bz.guides.FullRank},
         reference=draws,
+        steps=200,
         progress=False,
         guide_options={"wide": {"init_scale": 0.5}},
     )

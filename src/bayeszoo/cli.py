@@ -206,7 +206,8 @@ def read_data(model: str, data: str | None, target: str | None) -> Any:
     if data is None or data in sets.available():
         if target is not None:
             raise ValueError(
-                f"--target names a column of a CSV file, and '{data or model}' is no file; give --data FILE.csv, "
+                f"--target names a column of a CSV file, and '{data or model}' is no file; give --data "
+                "FILE.csv, "
                 "or leave it out"
             )
         return default_data(model) if data is None else sets.load(data)

@@ -114,6 +114,7 @@ def _marginals(fit: Fit, sites: dict[str, Any]) -> Any:
     from . import plots
 
     exact = fit.model.exact_posterior(fit.data) if hasattr(fit.model, "exact_posterior") else None
+    draws = fit.sample(4000)
     where = [
         (name, tuple(map(int, index))) for name, site in sites.items() for index in np.ndindex(*site.shape)
     ]
@@ -122,7 +123,7 @@ def _marginals(fit: Fit, sites: dict[str, Any]) -> Any:
     size = (max(6.4, 3.1 * columns), 2.6 * rows if rows > 1 else 4.0)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for ax, (name, index) in zip(axes.flat, where, strict=False):
-        plots.plot_posterior(fit, name, index, exact=exact, ax=ax)
+        plots.plot_posterior(fit, name, index, exact=exact, draws=draws, ax=ax)
         ax.set_ylabel("density")
         if ax is not axes.flat[0]:
             ax.get_legend().remove()

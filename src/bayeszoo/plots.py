@@ -63,6 +63,7 @@ def plot_posterior(
     index: tuple[int, ...] = (),
     *,
     exact: Any = None,
+    draws: Mapping[str, Tensor] | None = None,
     n: int = 4000,
     ax: Axes | None = None,
 ) -> Axes:
@@ -72,25 +73,26 @@ def plot_posterior(
         site: the latent's name.
         index: which entry of it, for a latent with a shape.
         exact: an exact or reference posterior; by default the model's own where it has one.
+        draws: the fit's own draws by site, where they are at hand already.
         n: draws of each.
     """
     ax = _axes(ax)
     exact = _exact(fit) if exact is None else exact
-    draws = fit.sample(n)[site][_at(index)].double().numpy()
-    x = _range(draws)
+    values = (fit.sample(n) if draws is None else draws)[site][_at(index)].double().numpy()
+    x = _range(values)
     if exact is not None:
         known = getattr(exact, "distributions", {}).get(site)
         truth = _draws(exact, n)[site][_at(index)].numpy()
-        x = _range(np.concatenate([draws, truth]))
+        x = _range(np.concatenate([values, truth]))
         if known is not None and not known.event_shape and not index:
             density = known.log_prob(torch.from_numpy(x)).exp().numpy()
         else:
             density = _kde(truth, x)
         ax.fill_between(x, density, color=GREY, alpha=0.35, lw=0, label="exact")
-    if draws.std() > 0:
-        ax.plot(x, _kde(draws, x), color=BLUE, label=_guide(fit))
+    if values.std() > 0:
+        ax.plot(x, _kde(values, x), color=BLUE, label=_guide(fit))
     else:
-        ax.axvline(draws[0], color=BLUE, label=_guide(fit))
+        ax.axvline(values[0], color=BLUE, label=_guide(fit))
     name = _entry(fit, site, index)
     ax.set(xlabel=name, ylabel=f"density of {name}", ylim=(0, None))
     return _legend(ax)

@@ -1,4 +1,4 @@
-"""Reading fits back: models and guides are rebuilt by name, then filled with what `inference.checkpoint` saved."""
+"""Reading fits back: models and guides are rebuilt by name, then filled with what was saved."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def load(
     settings = Settings(**{**record["settings"], "guide_options": options})
     if guide is None and not settings.guide:
         raise ValueError(
-            f"the fit in '{path}' was made with a guide of its own ({record['guide']['class']}), which cannot be rebuilt "
-            "by name; pass the same kind of guide, bz.load(path, model=..., guide=...)"
+            f"the fit in '{path}' was made with its own guide ({record['guide']['class']}), "
+            "which has no name to rebuild it by; pass the same kind, bz.load(path, model=..., guide=...)"
         )
     runs = tuple(
         _run(saved, index, model, guide, rebuilt, settings, dtype, where)

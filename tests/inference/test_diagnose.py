@@ -68,12 +68,12 @@ def test_a_good_fit_is_good(fitted):
 def test_kl_is_loss_plus_log_evidence(fitted):
     found = fitted.diagnose()
     q = dist.MultivariateNormal(
-        fitted.guide.location().detach(), torch.diag(fitted.sample(20_000)["theta"].var(0))
+        fitted.guide.location().detach(), torch.diag(fitted.sample(4000)["theta"].var(0))
     )
     p = fitted.model.exact_posterior(fitted.data)["theta"]
     kl = float(torch.distributions.kl_divergence(q, p))
-    # four Monte Carlo errors, and the error of 20,000 draws' variances: 3 of relative size 0.01 squared
-    assert found.kl == pytest.approx(kl, abs=4 * found.kl_error + 1e-3)
+    # four Monte Carlo errors, and what the errors of 4,000 variances add
+    assert found.kl == pytest.approx(kl, abs=4 * found.kl_error + 5e-3)
 
 
 def test_too_narrow_is_seen_by_k_hat(shifted):

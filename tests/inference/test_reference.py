@@ -38,7 +38,7 @@ def test_nuts_agrees_with_the_exact_posterior_and_touches_nothing_global():
     torch.manual_seed(3)
     pyro.param("mine", torch.ones(2))
     state = torch.random.get_rng_state()
-    found = reference(model, data, exact=False, num_chains=2, warmup=100, draws=900, seed=1)
+    found = reference(model, data, exact=False, num_chains=2, warmup=100, draws=700, seed=1)
     assert torch.equal(state, torch.random.get_rng_state())
     assert list(pyro.get_param_store().keys()) == ["mine"]
     pyro.clear_param_store()
@@ -71,7 +71,7 @@ def test_discrete_latents_are_summed_out_and_drawn_afterwards():
             pyro.sample("x", dist.Normal(mu + z, 1.0), obs=x)
 
     data = bz.data.Data(inputs={}, observed=torch.tensor([0.4, 0.9, 0.1, 0.6, 0.8, 0.2]))
-    found = reference(switch, data, num_chains=2, warmup=100, draws=900)
+    found = reference(switch, data, num_chains=2, warmup=100, draws=800)
     # given z, y - z ~ N(0, 1 + 1/6) for the mean y of six: the exact odds
     y = data.observed.mean().double()
     log = dist.Normal(torch.tensor([0.0, 1.0], dtype=torch.float64), math.sqrt(1 + 1 / 6)).log_prob(y)
@@ -91,6 +91,8 @@ def test_bad_input_is_one_sentence():
         reference(only_discrete, data)
     with pytest.raises(ValueError, match="draws must be a whole number"):
         reference(only_discrete, data, draws=0)
+    with pytest.raises(ValueError, match="num_chains must be at least 2"):
+        reference(only_discrete, data, num_chains=1)
 
 
 @pytest.mark.slow
