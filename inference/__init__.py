@@ -4,8 +4,9 @@ if __name__ != "bayeszoo.inference":
     raise ImportError("this folder is the package bayeszoo.inference: write 'import bayeszoo.inference', not 'import inference'")
 
 from .prediction import Prediction
+from .reference import Reference, reference
 from .result import Fit, Run
 from .runner import fit
 from .training import NonFiniteError, Progress
 
-__all__ = ["Fit", "NonFiniteError", "Prediction", "Progress", "Run", "fit"]
+__all__ = ["Fit", "NonFiniteError", "Prediction", "Progress", "Reference", "Run", "fit", "reference"]

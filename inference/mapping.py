@@ -23,6 +23,10 @@ class _Mappable(TorchFunctionMode):
         if func is torch.bernoulli and len(args) == 1 and not kwargs:
             probs = args[0]
             return (torch.rand(probs.shape, dtype=probs.dtype, device=probs.device) < probs).to(probs.dtype)
+        if func is torch.binomial and len(args) == 2 and not kwargs:
+            # Both arguments mapped: torch warns where only one of them is.
+            count, probs = args
+            return torch.binomial(count + torch.zeros_like(probs), probs + torch.zeros_like(count))
         if func is torch.Tensor.normal_ and len(args) == 1 and not kwargs:
             return torch.randn(args[0].shape, dtype=args[0].dtype, device=args[0].device)
         if func is torch.Tensor.uniform_ and len(args) == 1 and not kwargs:

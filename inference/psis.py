@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from arviz_stats.base import array_stats
 from torch import Tensor
 
 #: With fewer draws the tail has fewer than the five values that a Pareto fit needs.
@@ -90,6 +89,8 @@ def smooth(log_ratio: Tensor) -> Weights:
     spread = float(ratio.max() - ratio.min())
     if spread <= (1e-6 if log_ratio.dtype == torch.float64 else 5e-3):
         return Weights(np.full(num, 1.0 / num), -math.inf, threshold, spread)
+    from arviz_stats.base import array_stats  # slow to import, and most fits of a session need it late
+
     try:
         # ArviZ negates its argument, which it takes for the log likelihood of what is left out.
         log_weights, k_hat = array_stats.psislw(-ratio)

@@ -14,14 +14,16 @@
 # %% [markdown]
 # # 1. Tossing a coin
 #
-# The smallest Bayesian model there is, on 350,757 real coin flips. It has an exact answer, so everything that
-# approximate inference does here can be checked.
+# The smallest Bayesian model there is, on 350,757 real coin flips. It has an exact answer, so everything
+# that approximate inference does here can be checked.
 #
 # **Goals.** After this notebook you can
 #
 # 1. say what prior, likelihood, posterior and posterior predictive are, in formulas and in code;
-# 2. explain why maximum likelihood is overconfident after three flips, and why nobody cares after a million;
-# 3. fit a posterior by stochastic variational inference, swap the guide by one word, and ask how wrong it is;
+# 2. explain why maximum likelihood is overconfident after three flips, and why nobody cares after a
+#    million;
+# 3. fit a posterior by stochastic variational inference, swap the guide by one word, and ask how wrong it
+#    is;
 # 4. notice that a model does not fit the data, and mend the model.
 
 # %%
@@ -46,8 +48,8 @@ plt.rcParams["figure.dpi"] = 80
 #
 # $$\pi \sim \text{Beta}(\alpha, \beta), \qquad x_n \mid \pi \sim \text{Bern}(\pi)$$
 #
-# $\pi$ is the chance of heads, unknown, and $\text{Beta}(1, 1)$ is the uniform distribution $U(0, 1)$: before the
-# first flip every chance is as good as another.
+# $\pi$ is the chance of heads, unknown, and $\text{Beta}(1, 1)$ is the uniform distribution $U(0, 1)$:
+# before the first flip every chance is as good as another.
 
 # %%
 model = bz.models.CoinFlip(alpha=1.0, beta=1.0)
@@ -57,9 +59,10 @@ model
 # ## The data
 #
 # Forty-eight people tossed coins and wrote down whether the coin landed on the side that it had started on
-# (Bartoš et al. 2023). "Heads", $x_n = 1$, means *same side* from here on. The published table holds counts, no
-# order of the flips. Where we want flips one after another, we put them into **an order drawn at random with a
-# seed**: it is not the order in which they were tossed. The model does not mind, its flips are exchangeable.
+# (Bartoš et al. 2023). "Heads", $x_n = 1$, means *same side* from here on. The published table holds
+# counts, no order of the flips. Where we want flips one after another, we put them into **an order drawn
+# at random with a seed**: it is not the order in which they were tossed. The model does not mind, its
+# flips are exchangeable.
 
 # %%
 flips = bz.data.load("coin_flips", form="sequence", seed=0)
@@ -72,25 +75,27 @@ print(flips.origin)
 #
 # Bayes' rule multiplies the prior with one factor for every flip:
 #
-# $$p(\pi \mid x_{1..N}) \propto \pi^{\alpha - 1} (1 - \pi)^{\beta - 1} \prod_{n=1}^{N} \pi^{x_n} (1 - \pi)^{1 - x_n}
-# \;\Rightarrow\; \text{Beta}(\alpha + \text{heads}, \beta + \text{tails})$$
+# $$p(\pi \mid x_{1..N}) \propto \pi^{\alpha - 1} (1 - \pi)^{\beta - 1} \prod_{n=1}^{N}
+# \pi^{x_n} (1 - \pi)^{1 - x_n} \;\Rightarrow\; \text{Beta}(\alpha + \text{heads}, \beta + \text{tails})$$
 
 # %%
 first = flips.select(slice(0, 10))
 heads = float(first.observed.sum())
 posterior = model.exact_posterior(first)["pi"]
 print(
-    f"after {len(first)} flips with {heads:.0f} heads: Beta({posterior.concentration1:g}, {posterior.concentration0:g})"
+    f"after {len(first)} flips with {heads:.0f} heads: "
+    f"Beta({posterior.concentration1:g}, {posterior.concentration0:g})"
 )
 
 # %% [markdown]
-# **Before you look:** the standard deviation of the posterior after 10 flips is about 0.12. How many flips does it
-# take to make it ten times smaller?
+# **Before you look:** the standard deviation of the posterior after 10 flips is about 0.12. How many flips
+# does it take to make it ten times smaller?
 
 # %%
 _, ax = plt.subplots(figsize=(6.5, 3.6))
 bz.plots.plot_coin_updates(flips, at=(0, 1, 3, 10, 100, 1000), model=model, ax=ax)
-ax.set(title="real flips in a seeded random order", ylim=(0, 28))
+_ = ax.set(title="real flips in a seeded random order", ylim=(0, 28))
+
 # %% [markdown]
 # A hundred times as many: the width falls like $1/\sqrt{N}$.
 #
@@ -106,13 +111,14 @@ print("one step: ", one_step.concentration1.item(), one_step.concentration0.item
 # %% [markdown]
 # ## Three answers to one question
 #
-# How will the coin land next? With the lecture's numbering, $N - 1$ flips are known and $x_N$ is the next one.
+# How will the coin land next? With the lecture's numbering, $N - 1$ flips are known and $x_N$ is the next
+# one.
 #
 # | | formula |
 # |---|---|
 # | maximum likelihood (MLE) | $\pi^* = \frac{1}{N-1} \sum_{n<N} x_n$ |
 # | maximum a posteriori (MAP) | $\arg\max_\pi p(\pi \mid x_{<N})$; with the uniform prior the same as MLE |
-# | full Bayes | $p(x_N = 1 \mid x_{<N}) = \int \pi \, p(\pi \mid x_{<N}) \, d\pi = \frac{1 + \sum_{n<N} x_n}{N + 1}$ |
+# | full Bayes | $\int \pi \, p(\pi \mid x_{<N}) \, d\pi = \frac{1 + \sum_{n<N} x_n}{N + 1}$ |
 #
 # Toss three heads in a row, so $N - 1 = 3$:
 
@@ -124,11 +130,11 @@ print(f"MAP        {model.maximum_a_posteriori(three_heads)['pi']:.3f}")
 print(f"full Bayes {model.exact_predictive(three_heads).probs:.3f}   by hand: {(1 + 3) / (N + 1):.3f}")
 
 # %% [markdown]
-# MLE is *certain* that tails will never come: one tail later its likelihood is zero. Full Bayes says 0.8, as it
-# averages over every $\pi$ that could have given three heads.
+# MLE is *certain* that tails will never come: one tail later its likelihood is zero. Full Bayes says 0.8,
+# as it averages over every $\pi$ that could have given three heads.
 #
-# **Before you look:** a prior Beta(2, 2) prefers fair coins a little. Where will MAP lie, and which of the three
-# are still apart after 1,000 flips?
+# **Before you look:** a prior Beta(2, 2) prefers fair coins a little. Where will MAP lie, and which of the
+# three are still apart after 1,000 flips?
 
 # %%
 careful = bz.models.CoinFlip(alpha=2.0, beta=2.0)
@@ -147,29 +153,31 @@ for row, p in enumerate(answers.values()):
 left.set(title="after three heads", xlabel="chance that the next flip is heads", xlim=(0, 1))
 left.invert_yaxis()
 bz.plots.plot_coin_answers(flips.select(slice(0, 10_000)), model=careful, ax=right)
-right.set_title("as real flips arrive (seeded random order)")
+_ = right.set_title("as real flips arrive (seeded random order)")
+
 # %% [markdown]
-# They meet as data grow: the posterior collapses to a point, and every sensible summary of a point is that point.
+# They meet as data grow: the posterior collapses to a point, and every sensible summary of a point is that
+# point.
 #
 # ## The same posterior by SVI
 #
-# Most models have no formula for the posterior. Variational inference picks, within a family $q_\Lambda$ (the
-# *guide*), the member closest to it, by minimising the negative ELBO:
+# Most models have no formula for the posterior. Variational inference picks, within a family $q_\Lambda$
+# (the *guide*), the member closest to it, by minimising the negative ELBO:
 #
 # $$\text{loss} = -\mathbb{E}_{q(\pi)} \left[ \log p(x, \pi) - \log q(\pi) \right]
 # = -\log p(x) + \text{KL}(q(\pi) \,\|\, p(\pi \mid x))$$
 #
-# So the loss can never fall below $-\log p(x)$, which this model knows, and what is left over *is* the distance to
-# the truth. `"beta"` is the coin's matching guide, as the posterior is a Beta distribution.
+# So the loss can never fall below $-\log p(x)$, which this model knows, and what is left over *is* the
+# distance to the truth. `"beta"` is the coin's matching guide, as the posterior is a Beta distribution.
 
 # %%
 fit = bz.fit(model, first, guide="beta", seed=0, progress=False)
 fit
 
 # %% [markdown]
-# **Swap the guide by changing one word.** `mean_field` is a normal distribution on the scale of
-# $\log \frac{\pi}{1 - \pi}$, squeezed back into (0, 1); `exact` hands the model's own posterior over;
-# `map` is a single point, which has no KL: its loss is a surrogate.
+# **Swap the guide by changing one word.** `mean_field` is a normal distribution on the scale of $\log
+# \frac{\pi}{1 - \pi}$, squeezed back into (0, 1); `exact` hands the model's own posterior over; `map` is a
+# single point, which has no KL: its loss is a surrogate.
 
 # %%
 fits = {"beta": fit}
@@ -208,7 +216,8 @@ for ax, guide in zip(axes, ("beta", "mean_field", "map"), strict=True):
         ax.axvline(pi[0], color="#0072B2", label="the point")
     ax.set(title=f'guide="{guide}"', xlabel="$\\pi$", xlim=(0, 1))
     ax.legend(frameon=False, fontsize=8, loc="upper left")
-axes[0].set_ylabel("density")
+_ = axes[0].set_ylabel("density")
+
 # %% [markdown]
 # ### How wrong is it?
 #
@@ -219,10 +228,11 @@ axes[0].set_ylabel("density")
 print(fits["mean_field"].diagnose())
 
 # %% [markdown]
-# Mean and sd are right within a few per cent, and the KL is a hundredth of a nat. Why the doubt, then? On the scale of
-# $\log \frac{\pi}{1 - \pi}$ a Beta's tails fall like $e^{-|u|}$, a normal's like $e^{-u^2}$: far out the posterior
-# has mass where the guide has almost none, so the weights $p / q$ have a heavy tail, and k-hat measures exactly that.
-# For the mean of $\pi$ it does not matter; for the chance of a very unfair coin it would.
+# Mean and sd are right within a few per cent, and the KL is a hundredth of a nat. Why the doubt, then? On
+# the scale of $\log \frac{\pi}{1 - \pi}$ a Beta's tails fall like $e^{-|u|}$, a normal's like $e^{-u^2}$:
+# far out the posterior has mass where the guide has almost none, so the weights $p / q$ have a heavy tail,
+# and k-hat measures exactly that. For the mean of $\pi$ it does not matter; for the chance of a very
+# unfair coin it would.
 
 # %% [markdown]
 # ### The same through ArviZ
@@ -234,12 +244,13 @@ tree = fits["mean_field"].to_arviz()
 az.summary(tree, kind="stats")
 
 # %%
-az.plot_dist(tree, figure_kwargs={"figsize": (6, 3)})
+_ = az.plot_dist(tree, figure_kwargs={"figsize": (6, 3)})
+
 # %% [markdown]
 # ## Forty-eight people, one coin?
 #
-# Now all the flips, as the table has them: 48 rows, $x_n$ same sides out of $m_n$ flips of person $n$. With one
-# chance $\pi$ for everybody, $x_n \sim \text{Binomial}(m_n, \pi)$.
+# Now all the flips, as the table has them: 48 rows, $x_n$ same sides out of $m_n$ flips of person $n$.
+# With one chance $\pi$ for everybody, $x_n \sim \text{Binomial}(m_n, \pi)$.
 
 # %%
 people = bz.data.load("coin_flips")
@@ -248,9 +259,9 @@ one_tree = one_coin.to_arviz()
 az.summary(one_tree, kind="stats", round_to=4)
 
 # %% [markdown]
-# Very sure of itself: same side with probability 0.508 ± 0.001, not a fair coin. But does it describe *these* data? A
-# **posterior predictive check** simulates the table again from the fit and compares something that we care about.
-# We care about the spread between people:
+# Very sure of itself: same side with probability 0.508 ± 0.001, not a fair coin. But does it describe
+# *these* data? A **posterior predictive check** simulates the table again from the fit and compares
+# something that we care about. We care about the spread between people:
 #
 # $$T(x) = \sum_{n=1}^{48} \frac{(x_n - m_n \bar{\pi})^2}{m_n \bar{\pi} (1 - \bar{\pi})}, \qquad
 # \bar{\pi} = \frac{\sum_n x_n}{\sum_n m_n}$$
@@ -276,8 +287,8 @@ print(f"T: real {real:.0f}; simulated {simulated.mean():.0f} ± {simulated.std()
 #
 # ## Each person's own coin
 #
-# The mend: everybody has an own chance, drawn from a population whose mean $\mu$ and concentration $\kappa$ are
-# inferred too.
+# The mend: everybody has an own chance, drawn from a population whose mean $\mu$ and concentration
+# $\kappa$ are inferred too.
 #
 # $$\pi_n \sim \text{Beta}(\mu \kappa, (1 - \mu) \kappa), \qquad x_n \sim \text{Binomial}(m_n, \pi_n)$$
 #
@@ -290,19 +301,21 @@ own_tree = own_coins.to_arviz()
 az.summary(own_tree, var_names=["mu", "kappa"], kind="stats", round_to=4)
 
 # %% [markdown]
-# **Before you look:** the people differ in how often they flipped (701 to 20,100 times). Whose estimate moves
-# furthest from the raw share, and where to?
+# **Before you look:** the people differ in how often they flipped (701 to 20,100 times). Whose estimate
+# moves furthest from the raw share, and where to?
 
 # %%
 _, ax = plt.subplots(figsize=(7, 8))
-bz.plots.plot_people(own_coins, ax=ax)
+_ = bz.plots.plot_people(own_coins, ax=ax)
+
 # %% [markdown]
-# Small samples that lie far out are pulled furthest towards the population ("shrinkage"): person 48's 60 % from 2,800
-# flips becomes 58 %. Large samples stay where they are, and so do small ones that lie near the middle already, such
-# as person 18's, but even they get a narrower interval from what the others have shown.
+# Small samples that lie far out are pulled furthest towards the population ("shrinkage"): person 48's 60 %
+# from 2,800 flips becomes 58 %. Large samples stay where they are, and so do small ones that lie near the
+# middle already, such as person 18's, but even they get a narrower interval from what the others have
+# shown.
 #
-# **Before you look:** draw *new* people from the fitted population, let them flip as often as the real ones, and
-# compute $T$. Will the real value lie inside now?
+# **Before you look:** draw *new* people from the fitted population, let them flip as often as the real
+# ones, and compute $T$. Will the real value lie inside now?
 
 # %%
 rng = np.random.default_rng(0)
@@ -331,14 +344,14 @@ print(
 # %% [markdown]
 # ## Which model predicts better?
 #
-# Leave-one-out cross-validation asks how well each observation is predicted from the others. What *one* is, is
-# our decision: here **the unit is the person**, a row of the table, since new people are what we would predict next
-# (and 350,757 flips times 1,000 draws would not fit into memory).
+# Leave-one-out cross-validation asks how well each observation is predicted from the others. What *one*
+# is, is our decision: here **the unit is the person**, a row of the table, since new people are what we
+# would predict next (and 350,757 flips times 1,000 draws would not fit into memory).
 #
-# The warning that we silence says that LOO is unreliable for single people in the second model: each $\pi_n$ is
-# known from person $n$'s flips alone, so a posterior without them is far from the one with them. The table of k-hats
-# shows it. Where the evidence $p(x) = \int p(x \mid \theta) p(\theta) d\theta$ is known, as here, it settles
-# the matter without LOO.
+# The warning that we silence says that LOO is unreliable for single people in the second model: each
+# $\pi_n$ is known from person $n$'s flips alone, so a posterior without them is far from the one with
+# them. The table of k-hats shows it. Where the evidence $p(x) = \int p(x \mid \theta) p(\theta) d\theta$
+# is known, as here, it settles the matter without LOO.
 
 # %%
 with warnings.catch_warnings():
@@ -354,7 +367,8 @@ evidence = {
 for name, value in evidence.items():
     print(f"log p(x), {name:9}  {value:9.1f} nats")
 print(
-    f"the data are e^{evidence['own coins'] - evidence['one coin']:.0f} times likelier with each person's own coin"
+    f"the data are e^{evidence['own coins'] - evidence['one coin']:.0f} times likelier "
+    "with each person's own coin"
 )
 
 # %% [markdown]
@@ -362,7 +376,7 @@ print(
 #
 # 1. Change one word so that the ten flips are fitted by `guide="laplace"`. Which of the numbers that
 #    `diagnose()` prints gives it away?
-# 2. Fit `HierarchicalCoin` with `guide="mean_field"` and call `diagnose()`. `kappa` and the `pi` are no longer
-#    tied together in the guide: which sds does it get wrong, and in which direction?
-# 3. After three heads, which prior Beta($a$, $a$) makes full Bayes say 0.6? First on paper with
-#    $\frac{a + 3}{2a + 3}$, then with `bz.models.CoinFlip(a, a).exact_predictive(three_heads)`.
+# 2. Fit `HierarchicalCoin` with `guide="mean_field"` and call `diagnose()`. `kappa` and the `pi` are no
+#    longer tied together in the guide: which sds does it get wrong, and in which direction?
+# 3. After three heads, which prior Beta($a$, $a$) makes full Bayes say 0.6? First on paper with $\frac{a +
+#    3}{2a + 3}$, then with `bz.models.CoinFlip(a, a).exact_predictive(three_heads)`.

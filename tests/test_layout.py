@@ -30,38 +30,26 @@ def package_files(root: Path) -> dict[str, Path]:
     }
 
 
-def imports_of(name: str, path: Path) -> Iterator[tuple[str, bool]]:
-    """Absolute names of a file's imports, and whether each is for type checkers only."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
-        for statement in node.body
-        for inner in ast.walk(statement)
-    }
-    for node in ast.walk(tree):
+def imports_of(name: str, path: Path) -> Iterator[str]:
+    """Absolute names of a file's imports, those inside functions and for type checkers included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node in typing_only) for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            if node.level:
-                package = name.split(".")[: -node.level]
-                module = ".".join([*package, *([module] if module else [])])
+            package = ".".join(name.split(".")[: -node.level]) if node.level else ""
             if node.module:
-                yield module, node in typing_only
+                yield ".".join(filter(None, [package, node.module]))
             else:  # from . import x, from .. import models
-                yield from ((f"{module}.{alias.name}", node in typing_only) for alias in node.names)
+                yield from (f"{package}.{alias.name}" for alias in node.names)
 
 
-def ours(root: Path, folder: str) -> list[tuple[str, str, bool]]:
-    """(file, imported name, for types only) of all imports of our own in one subpackage."""
-    prefix = f"bayeszoo.{folder}."
+def ours(root: Path, folder: str) -> list[tuple[str, str]]:
+    """(file, imported name) of all imports of our own in one subpackage."""
     return [
-        (name, target, types)
+        (name, target)
         for name, path in package_files(root).items()
-        if name.startswith(prefix)
-        for target, types in imports_of(name, path)
+        if name.startswith(f"bayeszoo.{folder}.")
+        for target in imports_of(name, path)
         if target.split(".")[0] in ("bayeszoo", *FOLDERS)
     ]
 
@@ -97,7 +85,7 @@ def test_notebooks_and_benchmarks_use_the_public_names_only(root: Path) -> None:
     }
     for folder in ("notebooks", "benchmarks"):
         for path in sorted((root / folder).glob("**/*.py")):
-            names = {target for target, _ in imports_of(f"{folder}.{path.stem}", path)}
+            names = set(imports_of(f"{folder}.{path.stem}", path))
             used = {n for n in names if n.split(".")[0] in ("bayeszoo", *FOLDERS)}
             assert used <= public, (
                 f"{path.relative_to(root)} reaches inside: {', '.join(sorted(used - public))}"

@@ -1,6 +1,6 @@
 """The notebooks run as they are written, and what is committed is what the text says.
 
-After an edit of a notebook's text, `jupytext --to ipynb --execute notebooks/<name>.py` writes its outputs again.
+After an edit of a notebook's text `jupytext --to ipynb --execute notebooks/<name>.py` writes its outputs.
 """
 
 import json
@@ -74,7 +74,7 @@ def test_committed_notebook_is_the_text(path: Path) -> None:
 
 
 def test_committed_notebook_has_outputs(path: Path) -> None:
-    """Figures and numbers can be read without running anything, and name no folder of the author's machine."""
+    """Figures and numbers can be read without running anything, and name no folder of a machine."""
     ipynb = path.with_suffix(".ipynb")
     assert ipynb.stat().st_size < MAX_BYTES
     committed = jupytext.read(ipynb)

@@ -12,11 +12,12 @@ pyro.settings.set(module_local_params=True)
 from . import data, guides, inference, models  # noqa: E402
 from .comparing import Comparison, compare  # noqa: E402
 from .fitting import fit  # noqa: E402
+from .inference.reference import reference  # noqa: E402
 from .saving import load  # noqa: E402
 
 __version__ = "0.1.0"
 
-__all__ = ["Comparison", "__version__", "compare", "data", "fit", "guides", "inference", "load", "models", "plots"]
+__all__ = ["Comparison", "__version__", "compare", "data", "fit", "guides", "inference", "load", "models", "plots", "reference"]
 
 
 def __getattr__(name: str) -> object:

@@ -18,6 +18,9 @@ from bayeszoo.inference.psis import smooth
 def regression_data(rows=60, seed=0):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, 2, generator=g, dtype=torch.float64)
+    # Orthogonal columns, so that the factorised family holds the posterior.
+    design = torch.linalg.qr(torch.cat([torch.ones(rows, 1, dtype=torch.float64), x], 1)).Q
+    x = design[:, 1:] * rows**0.5
     y = (
         0.5
         + x @ torch.tensor([1.0, -2.0], dtype=torch.float64)
