@@ -30,12 +30,16 @@ class DiscreteGuide(PyroModule):
         self.continuous = build(model, data, **options) if self.program.continuous else None
         self.family = getattr(self.continuous, "family", "discrete")
         if getattr(self.continuous, "objective", "elbo") == "surrogate":
-            raise ValueError(f"guide '{self.family}' is a point without a density and cannot enumerate; use discrete='marginalize'")
-        self.sites = {name: site for name, site in self.program.discrete.items()}
+            raise ValueError(
+                f"guide '{self.family}' is a point without a density and cannot enumerate; use discrete='marginalize'"
+            )
+        self.sites = dict(self.program.discrete)
         self.logits = nn.ParameterList()
         for site in self.sites.values():
             if site.event_dim and site.distribution.event_shape.numel() > 1:
-                raise ValueError(f"site '{site.name}' has vector-valued states; write it with Categorical to enumerate it in the guide")
+                raise ValueError(
+                    f"site '{site.name}' has vector-valued states; write it with Categorical to enumerate it in the guide"
+                )
             states = site.distribution.enumerate_support(expand=False).shape[0]
             self.logits.append(nn.Parameter(0.01 * torch.randn(*site.batch_shape, states)))
 

@@ -139,5 +139,3 @@ def _begin_at_identity(flow: nn.Module) -> None:
         for name, parameter in flow.named_parameters():
             if "phi" in name:
                 parameter.mul_(0.01)
-
-

@@ -73,7 +73,9 @@ class LowRank(ContinuousGuide):
 
     def base(self, detach: bool = False) -> Any:
         """q(u)."""
-        offset, log_scale, factor = self.offset, self.log_scale, self.factor
+        offset: Tensor = self.offset
+        log_scale: Tensor = self.log_scale
+        factor: Tensor = self.factor
         if detach:
             offset, log_scale, factor = offset.detach(), log_scale.detach(), factor.detach()
         step = self.frame * offset if self.basis is None else self.basis @ offset

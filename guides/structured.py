@@ -46,7 +46,7 @@ class Structured(ContinuousGuide):
         self.space = Unconstrained({**shared, **local})
         center = prior_scale_values(self.program, self.space)
         g, n = self.shared.size, self.local.size
-        like = {"dtype": center.dtype, "device": center.device}
+        like: dict[str, Any] = {"dtype": center.dtype, "device": center.device}
         self.register_buffer("center", center)
         self.register_buffer("frame", init_scale * torch.eye(g, **like))
         self.register_buffer("local_scale", torch.full((n,), init_scale, **like))
@@ -107,7 +107,9 @@ class Structured(ContinuousGuide):
         g = self.shared.size
 
         def parts(detach: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-            offset, log_scale, slope = self.local_offset, self.local_log_scale, self.slope
+            offset: Tensor = self.local_offset
+            log_scale: Tensor = self.local_log_scale
+            slope: Tensor = self.slope
             if detach:
                 offset, log_scale, slope = offset.detach(), log_scale.detach(), slope.detach()
             total_slope = self.local_slope + self.local_scale[:, None] * slope

@@ -1,7 +1,9 @@
 """The shared SVI runner and all that is asked of its fits."""
 
 if __name__ != "bayeszoo.inference":
-    raise ImportError("this folder is the package bayeszoo.inference: write 'import bayeszoo.inference', not 'import inference'")
+    raise ImportError(
+        "this folder is the package bayeszoo.inference: write 'import bayeszoo.inference', not 'import inference'"
+    )
 
 from .prediction import Prediction
 from .reference import Reference, reference

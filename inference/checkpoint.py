@@ -79,9 +79,7 @@ def save(fit: Fit, path: str | os.PathLike[str], *, overwrite: bool = False) -> 
     try:
         text = json.dumps(to_json(record), indent=1, allow_nan=False, ensure_ascii=False)
     except TypeError as error:
-        raise ValueError(
-            f"the fit cannot be saved, because a setting has no form in JSON ({error}); leave it out"
-        ) from None
+        raise ValueError(f"the fit cannot be saved, because a setting has no form in JSON ({error}); leave it out") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(parameters, folder / f".{PARAMETERS}.new")
@@ -91,9 +89,7 @@ def save(fit: Fit, path: str | os.PathLike[str], *, overwrite: bool = False) -> 
         for name in (PARAMETERS, DATA, RECORD):
             os.replace(folder / f".{name}.new", folder / name)
     except (OSError, SafetensorError) as error:
-        raise PermissionError(
-            f"folder '{folder}' cannot be written ({_reason(error)}); choose another"
-        ) from None
+        raise PermissionError(f"folder '{folder}' cannot be written ({_reason(error)}); choose another") from None
     return folder
 
 
@@ -103,16 +99,12 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> None:
         raise FileExistsError(f"'{folder}' is a file, but a fit is saved as a folder; choose another name")
     held = [name for name in (RECORD, PARAMETERS, DATA) if (folder / name).exists()]
     if held and not overwrite:
-        raise FileExistsError(
-            f"folder '{folder}' already holds a fit ({held[0]}); choose another, or pass overwrite=True"
-        )
+        raise FileExistsError(f"folder '{folder}' already holds a fit ({held[0]}); choose another, or pass overwrite=True")
     above = folder
     while not above.exists() and above != above.parent:
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f"folder '{folder}' cannot be written, because '{above}' may not be changed; choose another"
-        )
+        raise PermissionError(f"folder '{folder}' cannot be written, because '{above}' may not be changed; choose another")
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
@@ -135,9 +127,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         raise ValueError(f"the fit in '{folder}' is damaged ({_reason(error)}); save it again") from None
     version = record.get("format") if isinstance(record, dict) else None
     if version != FORMAT:
-        raise ValueError(
-            f"the fit in '{folder}' has format {version!r}, but format {FORMAT} is expected; update bayeszoo"
-        )
+        raise ValueError(f"the fit in '{folder}' has format {version!r}, but format {FORMAT} is expected; update bayeszoo")
     return Checkpoint(folder, record, parameters, data)
 
 
@@ -298,9 +288,7 @@ def describe_data(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 if isinstance(entry, Tensor):
                     tensors[f"{field.name}.{key}"] = _plain(entry)
                 else:
-                    meta["values"].setdefault(field.name, {})[key] = _json_value(
-                        f"{field.name}[{key!r}]", entry
-                    )
+                    meta["values"].setdefault(field.name, {})[key] = _json_value(f"{field.name}[{key!r}]", entry)
         elif hasattr(value, "to_dict"):
             meta[field.name] = value.to_dict()
         else:
@@ -313,8 +301,7 @@ def _json_value(label: str, value: Any) -> Any:
         json.dumps(value)
     except (TypeError, ValueError):
         raise ValueError(
-            f"the data's {label} is a {type(value).__name__}, which cannot be saved; "
-            "make it a tensor, a number or a text"
+            f"the data's {label} is a {type(value).__name__}, which cannot be saved; make it a tensor, a number or a text"
         ) from None
     return value
 

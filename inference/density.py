@@ -179,16 +179,12 @@ def total(factors: Iterable[Factor]) -> Tensor:
     return sum((factor.total for factor in factors), start=torch.zeros(()))
 
 
-def log_joint(
-    program: Program, model: Callable[..., Any], kwargs: Mapping[str, Any], values: Values
-) -> Tensor:
+def log_joint(program: Program, model: Callable[..., Any], kwargs: Mapping[str, Any], values: Values) -> Tensor:
     """log p(values, observations), a scalar in nats."""
     return total(model_factors(program, model, kwargs, values))
 
 
-def log_likelihood(
-    program: Program, model: Callable[..., Any], kwargs: Mapping[str, Any], values: Values
-) -> dict[str, Tensor]:
+def log_likelihood(program: Program, model: Callable[..., Any], kwargs: Mapping[str, Any], values: Values) -> dict[str, Tensor]:
     """log p(observation | values) for every observed site, over the observations.
 
     Inside the data plate the result has shape (N,), other plates of the site being summed; elsewhere it has the site's own
@@ -211,11 +207,7 @@ def log_likelihood(
 
 def guide_factors(trace: poutine.Trace) -> list[Factor]:
     """The factors of log q. Deterministic values contribute nothing."""
-    return [
-        site_factor(name, site)
-        for name, site in sample_sites(trace)
-        if not site["is_observed"] and not is_point(site)
-    ]
+    return [site_factor(name, site) for name, site in sample_sites(trace) if not site["is_observed"] and not is_point(site)]
 
 
 def guide_values(trace: poutine.Trace) -> dict[str, Tensor]:
@@ -245,10 +237,7 @@ class EachDraw:
             self._check(function, values)
         if self.vectorized:
             return _join(
-                [
-                    vmap_random(function, {k: v[i : i + chunk] for k, v in values.items()})
-                    for i in range(0, num, chunk)
-                ],
+                [vmap_random(function, {k: v[i : i + chunk] for k, v in values.items()}) for i in range(0, num, chunk)],
                 torch.cat,
             )
         return _join([function({k: v[s] for k, v in values.items()}) for s in range(num)], torch.stack)
@@ -347,9 +336,7 @@ def discrete_marginals(
     return out
 
 
-def _blank_nudge(
-    program: Program, model: Callable[..., Any], kwargs: Mapping[str, Any], values: Values, name: str
-) -> Tensor:
+def _blank_nudge(program: Program, model: Callable[..., Any], kwargs: Mapping[str, Any], values: Values, name: str) -> Tensor:
     """Zeros of the shape that the enumerated site's log probability has."""
     missing = [n for n in program.discrete if n not in values]
     enumerate_ = Enumerate(missing, program.max_plate_nesting)

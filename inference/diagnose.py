@@ -48,9 +48,7 @@ _RICHER = {
 }
 
 
-def diagnose(
-    fit: Fit, reference: Any = None, n: int = 1000, held_out: Any = None, *, seed: int | None = None
-) -> Diagnosis:
+def diagnose(fit: Fit, reference: Any = None, n: int = 1000, held_out: Any = None, *, seed: int | None = None) -> Diagnosis:
     """Checks a fit against its own model, and against a reference where there is one.
 
     Args:
@@ -74,9 +72,7 @@ def diagnose(
     all_weights = [None if d.log_ratio is None else smooth(d.log_ratio) for d in all_draws]
     weights = all_weights[fit.best]
     if weights is None:
-        notes.append(
-            "a point guide has no log q, so there is no k-hat, no LOO, no KL and no gap to the evidence"
-        )
+        notes.append("a point guide has no log q, so there is no k-hat, no LOO, no KL and no gap to the evidence")
     else:
         _judge_weights(fit, weights, doubts, notes)
     truth = _reference(fit, reference, notes)
@@ -91,13 +87,10 @@ def diagnose(
         kl, kl_error = evidence - float(ratio.mean()), float(ratio.std()) / math.sqrt(n)
         if kl < -4.0 * kl_error - 1e-6 * max(1.0, abs(evidence)):
             doubts.append(
-                f"the loss is {-kl:.3g} nats below -log evidence, which no bound can be: model and "
-                f"log_evidence disagree"
+                f"the loss is {-kl:.3g} nats below -log evidence, which no bound can be: model and log_evidence disagree"
             )
     elif weights is not None:
-        notes.append(
-            "the model has no log_evidence(data), so KL(q || p) and the gap to the evidence are not known"
-        )
+        notes.append("the model has no log_evidence(data), so KL(q || p) and the gap to the evidence are not known")
     restarts = _restarts(fit, all_draws, all_weights)
     far = [r for r in restarts if r.mean_distance > FAR or max(r.sd_ratio, 1.0 / r.sd_ratio) > 1.0 + FAR]
     if far:
@@ -108,16 +101,13 @@ def diagnose(
         )
     coverage = _coverage(fit, held_out, n, seed) if held_out is not None else ()
     doubts += [
-        f"{c.prob:.0%} predictive intervals hold {c.share:.0%} of {c.num_data} held-out '{c.site}': "
-        "the model or the fit is off"
+        f"{c.prob:.0%} predictive intervals hold {c.share:.0%} of {c.num_data} held-out '{c.site}': the model or the fit is off"
         for c in coverage
         if c.off
     ]
     loo = _loo(fit, draws, weights, doubts, notes)
     if fit.objective == "elbo" and not isinstance(truth, Reference) and truth is None:
-        notes.append(
-            "there is no reference: pass bz.reference(model, data) to see the errors of means and sds"
-        )
+        notes.append("there is no reference: pass bz.reference(model, data) to see the errors of means and sds")
     return Diagnosis(
         model=model_name(fit.model),
         guide=fit.settings.guide or fit.run.family or type(fit.guide).__name__,
@@ -170,10 +160,7 @@ def _judge_weights(fit: Fit, weights: Weights, doubts: list[str], notes: list[st
 
 def _reference(fit: Fit, reference: Any, notes: list[str]) -> Any:
     if reference is not None:
-        if not (
-            isinstance(getattr(reference, "mean", None), dict)
-            and isinstance(getattr(reference, "sd", None), dict)
-        ):
+        if not (isinstance(getattr(reference, "mean", None), dict) and isinstance(getattr(reference, "sd", None), dict)):
             raise ValueError(
                 f"reference must be a bz.reference(model, data) or have dicts mean and sd by site, got "
                 f"{type(reference).__name__}"
@@ -212,9 +199,7 @@ def _flat(values: Tensor) -> np.ndarray:
     return array
 
 
-def _latents(
-    labels: Labels, fit: Fit, draws: Draws, weights: Weights | None, truth: Any
-) -> tuple[LatentCheck, ...]:
+def _latents(labels: Labels, fit: Fit, draws: Draws, weights: Weights | None, truth: Any) -> tuple[LatentCheck, ...]:
     checks: list[LatentCheck] = []
     for name, values in draws.values.items():
         if fit.program.latents[name].discrete and _states(fit, name) > 2:
@@ -224,10 +209,7 @@ def _latents(
         weighted = None if weights is None else weights.moments(x)
         known = None
         if truth is not None and name in truth.mean and truth.mean[name].numel() == x.shape[1]:
-            known = [
-                torch.as_tensor(m[name]).detach().cpu().double().reshape(-1).numpy()
-                for m in (truth.mean, truth.sd)
-            ]
+            known = [torch.as_tensor(m[name]).detach().cpu().double().reshape(-1).numpy() for m in (truth.mean, truth.sd)]
         for k, label in enumerate(labels.scalars(name)):
             checks.append(
                 LatentCheck(
@@ -243,9 +225,7 @@ def _states(fit: Fit, name: str) -> int:
     return len(fit.program.latents[name].distribution.enumerate_support(expand=False))
 
 
-def _judge_latents(
-    latents: tuple[LatentCheck, ...], weights: Weights | None, truth: Any, doubts: list[str]
-) -> None:
+def _judge_latents(latents: tuple[LatentCheck, ...], weights: Weights | None, truth: Any, doubts: list[str]) -> None:
     def beyond(mean: float | None, sd: float | None) -> bool:
         return max(abs(mean or 0.0), abs(sd or 0.0)) > FAR
 
@@ -271,9 +251,7 @@ def _judge_latents(
             )
 
 
-def _restarts(
-    fit: Fit, all_draws: list[Draws], all_weights: list[Weights | None]
-) -> tuple[RestartCheck, ...]:
+def _restarts(fit: Fit, all_draws: list[Draws], all_weights: list[Weights | None]) -> tuple[RestartCheck, ...]:
     best = {k: _flat(v) for k, v in all_draws[fit.best].values.items() if not fit.program.latents[k].discrete}
     checks = []
     for run, draws, weights in zip(fit.runs, all_draws, all_weights, strict=True):
@@ -281,39 +259,25 @@ def _restarts(
         for name, reference in best.items():
             x = _flat(draws.values[name])
             sd = reference.std(0)
-            unit = np.where(
-                sd > 0, sd, np.maximum(np.abs(reference.mean(0)), 1e-12)
-            )  # a point: relative to its size
+            unit = np.where(sd > 0, sd, np.maximum(np.abs(reference.mean(0)), 1e-12))  # a point: relative to its size
             distance = max(distance, float((np.abs(x.mean(0) - reference.mean(0)) / unit).max()))
             if bool((sd > 0).all()):
                 ratio = x.std(0) / sd
                 worst = float(ratio[np.abs(np.log(np.maximum(ratio, 1e-12))).argmax()])
-                extreme = (
-                    worst
-                    if abs(math.log(max(worst, 1e-12))) > abs(math.log(max(extreme, 1e-12)))
-                    else extreme
-                )
+                extreme = worst if abs(math.log(max(worst, 1e-12))) > abs(math.log(max(extreme, 1e-12))) else extreme
         k_hat = None if weights is None or weights.exact else weights.k_hat
-        checks.append(
-            RestartCheck(
-                run.loss, k_hat, _verdict(weights), distance, max(extreme, 1e-12), run.history.converged
-            )
-        )
+        checks.append(RestartCheck(run.loss, k_hat, _verdict(weights), distance, max(extreme, 1e-12), run.history.converged))
     return tuple(checks)
 
 
-def _loo(
-    fit: Fit, draws: Draws, weights: Weights | None, doubts: list[str], notes: list[str]
-) -> LooCheck | None:
+def _loo(fit: Fit, draws: Draws, weights: Weights | None, doubts: list[str], notes: list[str]) -> LooCheck | None:
     if weights is None:
         return None
     if len(fit.data) > LOO_LIMIT:
         notes.append(f"LOO over {len(fit.data)} observations takes its time; ask for it with fit.loo()")
         return None
     if len(fit.program.observed) > 1:
-        notes.append(
-            f"the model observes {', '.join(fit.program.observed)}; ask for LOO of one with fit.loo(site=...)"
-        )
+        notes.append(f"the model observes {', '.join(fit.program.observed)}; ask for LOO of one with fit.loo(site=...)")
         return None
     try:
         with warnings.catch_warnings():
@@ -345,9 +309,7 @@ def _coverage(fit: Fit, held_out: Any, n: int, seed: int | None) -> tuple[Covera
     truth = observed_values(fit, held_out)
     checks = []
     for name, site in fit.program.observed.items():
-        found = fit.predict(
-            held_out.inputs, n, num_data=None if held_out.inputs else len(held_out), seed=seed, site=name
-        )
+        found = fit.predict(held_out.inputs, n, num_data=None if held_out.inputs else len(held_out), seed=seed, site=name)
         y = truth[name].detach().cpu().double()
         y = ours.inverse_target(y) if ours is not None and ours.target_scaled else y
         discrete = bool(getattr(site.support, "is_discrete", False))

@@ -190,19 +190,12 @@ class Diagnosis:
                 [
                     "k-hat",
                     f"{self.k_hat:.2f}",
-                    f"{self.k_verdict}: {where}, {self.effective_draws:.0f} effective of {self.num_draws} "
-                    f"draws",
+                    f"{self.k_verdict}: {where}, {self.effective_draws:.0f} effective of {self.num_draws} draws",
                 ]
             )
         if self.loo is not None:
-            bad = (
-                f"{self.loo.bad_k} of {self.loo.num_data} k-hats too high"
-                if self.loo.bad_k
-                else "all k-hats good"
-            )
-            rows.append(
-                ["LOO", f"elpd {self.loo.elpd:.1f} ± {self.loo.se:.1f}", f"p_loo {self.loo.p_loo:.1f}, {bad}"]
-            )
+            bad = f"{self.loo.bad_k} of {self.loo.num_data} k-hats too high" if self.loo.bad_k else "all k-hats good"
+            rows.append(["LOO", f"elpd {self.loo.elpd:.1f} ± {self.loo.se:.1f}", f"p_loo {self.loo.p_loo:.1f}, {bad}"])
         for c in self.coverage:
             rows.append([f"{c.prob:.0%} interval", f"{c.share:.0%}", f"of {c.num_data} held-out '{c.site}'"])
         if len(self.restarts) > 1:
@@ -211,8 +204,7 @@ class Diagnosis:
                 [
                     "restarts",
                     f"{len(self.restarts)}",
-                    f"means within {apart:.2g} sd of the best; k-hats "
-                    f"{', '.join(_k(r) for r in self.restarts)}",
+                    f"means within {apart:.2g} sd of the best; k-hats {', '.join(_k(r) for r in self.restarts)}",
                 ]
             )
         return rows
@@ -221,9 +213,7 @@ class Diagnosis:
         weighted = any(latent.psis_mean is not None for latent in latents)
         referred = any(latent.reference_mean is not None for latent in latents)
         head = ["latent", "mean", "sd"] + (["PSIS mean", "PSIS sd"] if weighted else [])
-        head += (
-            [f"{self.reference} mean", f"{self.reference} sd", "mean error", "sd error"] if referred else []
-        )
+        head += [f"{self.reference} mean", f"{self.reference} sd", "mean error", "sd error"] if referred else []
         rows = [head]
         for x in latents:
             row = [x.name, _number(x.mean), _number(x.sd)]
@@ -271,9 +261,6 @@ def _columns(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> list[st
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = []
     for row in rows:
-        cells = [
-            cell.rjust(w) if numbers and k else cell.ljust(w)
-            for k, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
+        cells = [cell.rjust(w) if numbers and k else cell.ljust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  " + "  ".join(cells).rstrip())
     return lines

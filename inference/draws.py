@@ -48,8 +48,7 @@ def map_random(function: Callable[[], Any], num: int, device: torch.device, chun
     """Calls a random function `num` times and stacks the results, by `torch.vmap` where it allows."""
     try:
         parts = [
-            vmap_random(lambda _: function(), torch.zeros(min(chunk, num - i), device=device))
-            for i in range(0, num, chunk)
+            vmap_random(lambda _: function(), torch.zeros(min(chunk, num - i), device=device)) for i in range(0, num, chunk)
         ]
         if isinstance(parts[0], tuple):
             values = {k: torch.cat([p[0][k] for p in parts]) for k in parts[0][0]}

@@ -65,9 +65,7 @@ def to_arviz(
     labels = Labels(fit.program, fit.model, fit.data)
     all_draws = [run_draws(fit, run, n, seed) for run in fit.runs]
     attributes = describe_fit(fit)
-    groups: dict[str, xr.Dataset] = {
-        "posterior": _samples(labels, fit.program.latents, _chains(fit.program, all_draws))
-    }
+    groups: dict[str, xr.Dataset] = {"posterior": _samples(labels, fit.program.latents, _chains(fit.program, all_draws))}
     if predictive:
         arrays, note = _predictive(fit, all_draws, seed)
         groups["posterior_predictive"] = _samples(labels, fit.program.observed, arrays)
@@ -122,9 +120,7 @@ def _slices(num: int, row_bytes: int) -> Iterator[slice]:
     return (slice(i, min(num, i + step)) for i in range(0, num, step))
 
 
-def _fill(
-    out: np.ndarray | None, part: np.ndarray, chains: int, num: int, chain: int, where: slice
-) -> np.ndarray:
+def _fill(out: np.ndarray | None, part: np.ndarray, chains: int, num: int, chain: int, where: slice) -> np.ndarray:
     """Writes one slice into its place, making room for all of them first."""
     if out is None:
         out = np.empty((chains, num, *part.shape[1:]), dtype=part.dtype)
@@ -143,8 +139,7 @@ def log_likelihoods(fit: Fit, runs: list[Run], all_draws: list[Draws]) -> tuple[
         plate = observation_plate(site, len(fit.data))
         if plate is None:
             notes.append(
-                f"'{name}' lies in no plate over the {len(fit.data)} observations, so it has no log "
-                f"likelihood for each"
+                f"'{name}' lies in no plate over the {len(fit.data)} observations, so it has no log likelihood for each"
             )
             continue
         array: np.ndarray | None = None
@@ -157,9 +152,7 @@ def log_likelihoods(fit: Fit, runs: list[Run], all_draws: list[Draws]) -> tuple[
                     part = part.sum(rest) if rest else part
                     array = _fill(array, part.numpy(), len(runs), num, chain, where)
         except KeyError:
-            notes.append(
-                f"'{name}' is summed together with the other observed sites, whose log likelihood includes it"
-            )
+            notes.append(f"'{name}' is summed together with the other observed sites, whose log likelihood includes it")
             continue
         assert array is not None
         out[name] = array
@@ -181,9 +174,7 @@ def _predictive(fit: Fit, all_draws: list[Draws], seed: int | None) -> tuple[Arr
                     for name, site in program.observed.items():
                         part = whole_numbers(found[name]["draw"], site)
                         if part.shape[1:] != tuple(site.shape):
-                            raise ValueError(
-                                f"'{name}' was simulated with shape {part.shape[1:]}, not {tuple(site.shape)}"
-                            )
+                            raise ValueError(f"'{name}' was simulated with shape {part.shape[1:]}, not {tuple(site.shape)}")
                         out[name] = _fill(out.get(name), part, len(fit.runs), num, chain, where)
     except Exception as error:  # whatever a model raises when it is called without its observations
         return {}, f"the model could not be run without its observations: {_first_line(error)}"
@@ -207,9 +198,7 @@ def _prior(fit: Fit, n: int, seed: int | None, predictive: bool) -> tuple[Arrays
             for name, site in sites.items():
                 part = whole_numbers(found[name], site)
                 if part.shape[1:] != tuple(site.shape):
-                    raise ValueError(
-                        f"'{name}' was simulated with shape {part.shape[1:]}, not {tuple(site.shape)}"
-                    )
+                    raise ValueError(f"'{name}' was simulated with shape {part.shape[1:]}, not {tuple(site.shape)}")
                 out[name] = _fill(out.get(name), part, 1, n, 0, where)
         return out
 
@@ -255,9 +244,7 @@ def _samples(labels: Labels, sites: Mapping[str, Site], arrays: Arrays) -> xr.Da
 
 
 def _log_likelihood(labels: Labels, program: Program, arrays: Arrays) -> xr.Dataset:
-    return _dataset(
-        labels, {labels.variables[k]: ((*SAMPLE_DIMS, labels.observation), v, k) for k, v in arrays.items()}
-    )
+    return _dataset(labels, {labels.variables[k]: ((*SAMPLE_DIMS, labels.observation), v, k) for k, v in arrays.items()})
 
 
 def log_likelihood_tree(fit: Fit, labels: Labels, run: Run, draws: Draws) -> tuple[xr.DataTree, str]:
@@ -281,9 +268,7 @@ def _stats(all_draws: list[Draws]) -> xr.Dataset:
     if log_q is not None:
         variables["log_q"] = xr.Variable(SAMPLE_DIMS, log_q, {"units": "nats"})
     first = next(iter(variables.values()))
-    return xr.Dataset(
-        variables, coords={dim: np.arange(size) for dim, size in zip(SAMPLE_DIMS, first.shape, strict=True)}
-    )
+    return xr.Dataset(variables, coords={dim: np.arange(size) for dim, size in zip(SAMPLE_DIMS, first.shape, strict=True)})
 
 
 def observed_values(fit: Fit, data: Any) -> dict[str, Tensor]:
@@ -297,10 +282,7 @@ def _observed(fit: Fit, labels: Labels) -> xr.Dataset:
     values = observed_values(fit, fit.data)
     return _dataset(
         labels,
-        {
-            labels.variables[k]: (labels.dims[k], whole_numbers(values[k], site), k)
-            for k, site in fit.program.observed.items()
-        },
+        {labels.variables[k]: (labels.dims[k], whole_numbers(values[k], site), k) for k, site in fit.program.observed.items()},
     )
 
 

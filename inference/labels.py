@@ -43,9 +43,7 @@ class Labels:
     def __init__(self, program: Program, model: Any, data: Any) -> None:
         self.observation = safe(getattr(data, "observation_dim", "") or "observation")
         names = tuple(getattr(data, "labels", ()) or ())
-        self.coords: dict[str, np.ndarray] = {
-            self.observation: np.asarray(names) if names else np.arange(program.num_data)
-        }
+        self.coords: dict[str, np.ndarray] = {self.observation: np.asarray(names) if names else np.arange(program.num_data)}
         self.sizes: dict[str, int] = {"chain": -1, "draw": -1, self.observation: program.num_data}
         describe = getattr(model, "coords", None)
         for dim, values in (describe(data) if callable(describe) else {}).items():
@@ -55,10 +53,7 @@ class Labels:
         declared = getattr(model, "dims", None)
         own = declared if isinstance(declared, Mapping) else {}
         sites = {**program.latents, **program.observed}
-        self.dims = {
-            name: self._site_dims(site, list(own.get(name, ())), program.num_data)
-            for name, site in sites.items()
-        }
+        self.dims = {name: self._site_dims(site, list(own.get(name, ())), program.num_data) for name, site in sites.items()}
         self.variables = self._variables(list(sites))
 
     def _site_dims(self, site: Site, declared: list[str], num_data: int) -> tuple[str, ...]:
@@ -103,20 +98,14 @@ class Labels:
         """The names of a site's entries, in the order of its flattened value: `theta[intercept]`."""
         names = [""]
         for dim in self.dims[site]:
-            names = [
-                f"{left},{value}" if left else str(value) for left in names for value in self.coords[dim]
-            ]
+            names = [f"{left},{value}" if left else str(value) for left in names for value in self.coords[dim]]
         return [f"{site}[{name}]" if name else site for name in names]
 
 
 def whole_numbers(value: Tensor, site: Site) -> np.ndarray:
     """A CPU array; int64 where the site is discrete and holds whole numbers (summaries fail on booleans)."""
     value = value.detach().cpu()
-    discrete = (
-        site.discrete
-        or bool(getattr(site.support, "is_discrete", False))
-        or value.dtype.is_floating_point is False
-    )
+    discrete = site.discrete or bool(getattr(site.support, "is_discrete", False)) or value.dtype.is_floating_point is False
     if discrete and value.dtype.is_floating_point and not bool((value == value.round()).all()):
         discrete = False
     array: np.ndarray = (value.long() if discrete else value).numpy()

@@ -48,20 +48,15 @@ def loo_of(fit: Fit, draws: Draws, site: str | None = None) -> Any:
     """LOO from draws of the best restart that have been made already."""
     labels = Labels(fit.program, fit.model, fit.data)
     tree, note = log_likelihood_tree(fit, labels, fit.run, draws)
-    found = [
-        name for name in fit.program.observed if labels.variables[name] in tree["log_likelihood"].data_vars
-    ]
+    found = [name for name in fit.program.observed if labels.variables[name] in tree["log_likelihood"].data_vars]
     if not found:
-        raise ValueError(
-            f"LOO leaves out one observation at a time, but {note}; open a plate over the rows in the model"
-        )
+        raise ValueError(f"LOO leaves out one observation at a time, but {note}; open a plate over the rows in the model")
     if site is None and len(found) > 1:
         raise ValueError(f"the model observes {', '.join(found)}; say which one with site=")
     if site is not None and site not in found:
         near = difflib.get_close_matches(site, found, 1)
         raise ValueError(
-            f"unknown observed site '{site}'{f', did you mean {near[0]!r}?' if near else ''}; LOO can take "
-            f"{', '.join(found)}"
+            f"unknown observed site '{site}'{f', did you mean {near[0]!r}?' if near else ''}; LOO can take {', '.join(found)}"
         )
     stats = tree["sample_stats"]
     return arviz_stats.loo_approximate_posterior(

@@ -7,7 +7,7 @@ of that store, so fits in one process never see each other.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +22,11 @@ from .program import quiet
 class Owned:
     """Model, guide and the `pyro.param` values of plain functions."""
 
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
+    model: Any
+    guide: Any
     dtype: torch.dtype
     device: torch.device
-    store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
+    store: Any = field(default_factory=lambda: {"params": {}, "constraints": {}})
 
     _entered: bool = False
 
@@ -56,10 +56,10 @@ class Owned:
                     if id(parameter) not in seen:
                         seen.add(id(parameter))
                         found[f"{prefix}.{name}"] = parameter
-        for name, parameter in pyro.get_param_store().named_parameters():
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                found[f"param.{name}"] = parameter
+        for name, value in pyro.get_param_store().named_parameters():
+            if id(value) not in seen:
+                seen.add(id(value))
+                found[f"param.{name}"] = value
         return found
 
 

@@ -16,7 +16,6 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .density import EachDraw
 from .draws import chunk_size, map_random
 from .mapping import vmap_random
 from .owned import Owned
@@ -108,12 +107,12 @@ def simulate_observed(
     return result
 
 
-def _map_values(one: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], values: Mapping[str, Tensor], chunk: int) -> dict[str, Tensor]:
+def _map_values(
+    one: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], values: Mapping[str, Tensor], chunk: int
+) -> dict[str, Tensor]:
     num = len(next(iter(values.values())))
     try:
-        parts = [
-            vmap_random(one, {k: v[i : i + chunk] for k, v in values.items()}) for i in range(0, num, chunk)
-        ]
+        parts = [vmap_random(one, {k: v[i : i + chunk] for k, v in values.items()}) for i in range(0, num, chunk)]
         return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
     except Exception:  # models that read values run one draw at a time
         single = [one({k: v[s] for k, v in values.items()}) for s in range(num)]

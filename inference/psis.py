@@ -72,9 +72,7 @@ def smooth(log_ratio: Tensor) -> Weights:
     """
     num = len(log_ratio)
     if num < LEAST_DRAWS:
-        raise ValueError(
-            f"importance weights need at least {LEAST_DRAWS} draws to look at their tail, got {num}"
-        )
+        raise ValueError(f"importance weights need at least {LEAST_DRAWS} draws to look at their tail, got {num}")
     ratio = log_ratio.detach().double().cpu().numpy()
     bad = int(np.isnan(ratio).sum())
     if bad:
@@ -94,15 +92,11 @@ def smooth(log_ratio: Tensor) -> Weights:
     try:
         # ArviZ negates its argument, which it takes for the log likelihood of what is left out.
         log_weights, k_hat = array_stats.psislw(-ratio)
-    except (
-        ValueError
-    ):  # the tail is a single value, so a few draws carry everything or the ratios are two-valued
+    except ValueError:  # the tail is a single value, so a few draws carry everything or the ratios are two-valued
         plain = np.exp(ratio - ratio.max())
         return Weights(plain / plain.sum(), math.inf, threshold, spread)
     weights = np.exp(log_weights)
-    return Weights(
-        weights / weights.sum(), float(k_hat) if math.isfinite(k_hat) else math.inf, threshold, spread
-    )
+    return Weights(weights / weights.sum(), float(k_hat) if math.isfinite(k_hat) else math.inf, threshold, spread)
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,7 @@ def reference(
         program = describe(own, data)
         if not program.continuous:
             raise ValueError(
-                "NUTS moves continuous latents and this model has none; sum over its discrete ones, in "
-                "exact_posterior(data)"
+                "NUTS moves continuous latents and this model has none; sum over its discrete ones, in exact_posterior(data)"
             )
         kwargs = data.bind(own)
         for chain in range(num_chains):
@@ -160,9 +159,7 @@ def exact_reference(model: Any, data: Any, *, n: int, seed: int) -> Reference:
         values = posterior.sample(n) if n else {}
     mean = {k: torch.as_tensor(v).double() for k, v in posterior.mean.items()}
     sd = {k: torch.as_tensor(v).double() for k, v in posterior.sd.items()}
-    return Reference(
-        dict(values), mean, sd, "exact", _log_evidence(model, data), seconds=time.perf_counter() - began
-    )
+    return Reference(dict(values), mean, sd, "exact", _log_evidence(model, data), seconds=time.perf_counter() - began)
 
 
 def _log_evidence(model: Any, data: Any) -> float | None:

@@ -48,9 +48,7 @@ class Run:
         """`num` draws of all latents given the training data."""
         with self.owned.active(seed):
             kwargs = data.bind(self.owned.model)
-            return draw(
-                self.owned, self.program, kwargs, num, self.each, point=self.point, discrete=discrete, score=score
-            )
+            return draw(self.owned, self.program, kwargs, num, self.each, point=self.point, discrete=discrete, score=score)
 
     def evaluate(self, data: Any, seed: int, num: int = 1000) -> None:
         """Sets the loss of the trained guide and its Monte Carlo error, in nats."""
@@ -69,7 +67,6 @@ class Run:
         ratio = draws.log_ratio.double()
         self._check_moments(data, draws, seed)
         self.loss, self.loss_error = -float(ratio.mean()), float(ratio.std()) / math.sqrt(len(ratio))
-
 
     def _check_moments(self, data: Any, draws: Draws, seed: int) -> None:
         """Whether importance weights confirm the guide's means and sds; see `psis`.
@@ -219,7 +216,9 @@ class Fit:
         return self.run.owned.dtype
 
     def __repr__(self) -> str:
-        model = type(self.model).__name__ if isinstance(self.model, torch.nn.Module) else getattr(self.model, "__name__", "model")
+        model = (
+            type(self.model).__name__ if isinstance(self.model, torch.nn.Module) else getattr(self.model, "__name__", "model")
+        )
         error = f" ± {self.loss_error:.2g}" if self.loss_error > 0 else ""
         return (
             f"Fit({model}, guide={self.settings.guide or self.run.family!r}, {self.loss_name} {self.loss:.6g}{error} nats, "
@@ -258,7 +257,13 @@ class Fit:
         return converted
 
     def predict(
-        self, inputs: Any = None, n: int = 1000, *, num_data: int | None = None, seed: int | None = None, site: str | None = None
+        self,
+        inputs: Any = None,
+        n: int = 1000,
+        *,
+        num_data: int | None = None,
+        seed: int | None = None,
+        site: str | None = None,
     ) -> Prediction:
         """The posterior predictive at new inputs.
 
@@ -278,10 +283,15 @@ class Fit:
             site = names[0]
         elif site not in names:
             near = difflib.get_close_matches(site, names, 1)
-            raise ValueError(f"unknown observed site '{site}'{f', did you mean {near[0]!r}?' if near else ''}; the model observes {', '.join(names)}")
+            raise ValueError(
+                f"unknown observed site '{site}'{f', did you mean {near[0]!r}?' if near else ''}; the model observes {', '.join(names)}"
+            )
         kwargs, rows = self._prediction_arguments(inputs, num_data)
         shared = {
-            k: v for k, v in self.run.draws(self.data, n, self._seed(seed, 13), discrete=bool(self._global_discrete()), score=False).values.items()
+            k: v
+            for k, v in self.run.draws(
+                self.data, n, self._seed(seed, 13), discrete=bool(self._global_discrete()), score=False
+            ).values.items()
             if not self.program.latents[k].local
         }
         with self.run.owned.active(self._seed(seed, 17)):
@@ -294,7 +304,7 @@ class Fit:
     def _prediction_arguments(self, inputs: Any, num_data: int | None) -> tuple[dict[str, Any], int]:
         data, model = self.data, self.model
         template = data.bind(model, observed=False)
-        wanted = [name for name in data.inputs]
+        wanted = list(data.inputs)
         if isinstance(inputs, Tensor):
             if len(wanted) != 1:
                 raise ValueError(f"the model has the inputs {', '.join(wanted) or '(none)'}; pass a dict with these names")

@@ -114,7 +114,15 @@ def fit(
     if epochs is not None:
         steps = epochs * max(1, len(data) // (batch_size or len(data)))
     settings = Settings(
-        guide_name, None if loss == "auto" else loss, discrete, steps, batch_size, num_particles or 1, clip_norm, restarts, seed,
+        guide_name,
+        None if loss == "auto" else loss,
+        discrete,
+        steps,
+        batch_size,
+        num_particles or 1,
+        clip_norm,
+        restarts,
+        seed,
         dict(guide_options or {}),
     )
     runs = []
@@ -130,9 +138,7 @@ def fit(
                     error.fit = partial
                 raise
     best = min(range(restarts), key=lambda r: (math.isnan(runs[r].loss), runs[r].loss))
-    return Fit(
-        runs=tuple(runs), best=best, data=data, settings=settings, seconds=time.perf_counter() - began
-    )
+    return Fit(runs=tuple(runs), best=best, data=data, settings=settings, seconds=time.perf_counter() - began)
 
 
 def _own(model: Any, guide: GuideBuilder, data: Any, dtype: torch.dtype, device: torch.device, seed: int) -> Owned:
@@ -227,7 +233,9 @@ class _Runner:
             history.losses = [float(x) for x in start.losses]
             history.converged = start.converged
             history.stop_reason = (
-                "converged: the gradient is gone" if start.converged else f"not converged: {start.note or 'the climb had not ended'}"
+                "converged: the gradient is gone"
+                if start.converged
+                else f"not converged: {start.note or 'the climb had not ended'}"
             )
         else:
             self._train(objective, history, start, restart)
@@ -351,10 +359,17 @@ class _Runner:
         make, own_rate = _optimizer(self.optimizer, rate, 1e-3 if scale_free else 1e-8)
         plan = self.plan
         if automatic and (self.optimizer is not None or not scale_free):
-            first = own_rate or getattr(owned.guide, "first_step", rate)
+            first: float = own_rate or getattr(owned.guide, "first_step", rate)
             plan = Plan(first_step=first, last_step=first / 16, max_steps=plan.max_steps, window=200)
         loop = Loop(
-            objective, named, self._batches(), make, settings.clip_norm, [], history, settings.steps  # type: ignore[arg-type]
+            objective,
+            named,
+            self._batches(),
+            make,
+            settings.clip_norm,
+            [],
+            history,
+            settings.steps,
         )
         callbacks = list(self.callbacks)
         if self.validation is not None:
@@ -371,7 +386,9 @@ class _Runner:
                 # The updates before this step were finite, and so are the parameters.
                 history.stop_reason = f"not converged: {error}"
                 if history.losses:
-                    self.partial = Run(owned, self.program, objective, history, restart, math.nan, getattr(owned.guide, "family", ""))
+                    self.partial = Run(
+                        owned, self.program, objective, history, restart, math.nan, getattr(owned.guide, "family", "")
+                    )
                     self.partial.loss = history.losses[-1]
                 raise
             except KeyboardInterrupt:
@@ -395,7 +412,9 @@ class _Runner:
         if callable(schedule):
             return schedule
         if schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule '{schedule}'; choose one of {', '.join(SCHEDULES)}, or pass a function (step, steps) -> factor")
+            raise ValueError(
+                f"unknown schedule '{schedule}'; choose one of {', '.join(SCHEDULES)}, or pass a function (step, steps) -> factor"
+            )
         return SCHEDULES[schedule]
 
     def _validator(self, objective: Objective, history: History) -> Callback:
@@ -410,7 +429,11 @@ class _Runner:
                 values = []
                 for _ in range(16):
                     trace = objective.guide_trace(self.full)
-                    drawn = {n: s["value"] for n, s in sample_sites(trace) if n in self.program.latents and not self.program.latents[n].local}
+                    drawn = {
+                        n: s["value"]
+                        for n, s in sample_sites(trace)
+                        if n in self.program.latents and not self.program.latents[n].local
+                    }
                     factors = model_factors(self.program, self.owned.model, kwargs, drawn)
                     values.append(sum(float(f.log_prob.sum()) for f in factors if f.observed))
             history.validation.append((progress.step, -sum(values) / len(values) / len(held_out)))
@@ -420,10 +443,12 @@ class _Runner:
 
 def quiet_rng() -> Any:
     """Random numbers drawn inside do not move the fit's own sequence."""
-    return torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else [])
+    return torch.random.fork_rng(
+        devices=[torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    )
 
 
-class _frozen:  # noqa: N801
+class _frozen:
     """The model's own parameters take no gradient while the start climbs over the latents."""
 
     def __init__(self, owned: Owned) -> None:
@@ -465,7 +490,9 @@ def _finite_point(log_density: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
     )
 
 
-def _optimizer(optimizer: Any, rate: float, eps: float = 1e-8) -> tuple[Callable[[list[Any]], torch.optim.Optimizer], float | None]:
+def _optimizer(
+    optimizer: Any, rate: float, eps: float = 1e-8
+) -> tuple[Callable[[list[Any]], torch.optim.Optimizer], float | None]:
     """A maker of torch optimisers from what people pass: nothing, a number, a class, or a partial."""
     if optimizer is None:
         return functools.partial(torch.optim.Adam, lr=rate, betas=(0.9, 0.99), eps=eps), None
@@ -522,7 +549,11 @@ def _check_numbers(
     if steps is not None and epochs is not None:
         raise ValueError("pass either steps or epochs, not both")
     for name, value in {
-        "steps": steps, "epochs": epochs, "batch_size": batch_size, "num_particles": num_particles, "restarts": restarts,
+        "steps": steps,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "num_particles": num_particles,
+        "restarts": restarts,
     }.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

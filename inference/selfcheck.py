@@ -51,5 +51,8 @@ def contradiction(values: Mapping[str, Tensor], proposals: Mapping[str, Tensor],
         k = int(np.nan_to_num(score).argmax())
         if score[k] > worst:
             place = ", ".join(str(int(i)) for i in np.unravel_index(k, draws.shape[1:])) if draws.dim() > 1 else ""
-            worst, found = float(score[k]), Disagreement(f"{name}[{place}]" if place else name, float(shift[k]), float(ratio[k]))
+            worst, found = (
+                float(score[k]),
+                Disagreement(f"{name}[{place}]" if place else name, float(shift[k]), float(ratio[k])),
+            )
     return found

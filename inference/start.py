@@ -148,9 +148,7 @@ def _elbo(batched: Callable[[Tensor], Tensor], mean: Tensor, tril: Tensor, noise
     return float(log_p.mean() + tril.diagonal().log().sum())
 
 
-def _start_from(
-    log_density: LogDensity, u: Tensor, batched: Callable[[Tensor], Tensor], *, max_iterations: int = 300
-) -> Start:
+def _start_from(log_density: LogDensity, u: Tensor, batched: Callable[[Tensor], Tensor], *, max_iterations: int = 300) -> Start:
     if len(u) == 0:
         return Start(u, torch.zeros(0, 0), torch.ones(0), (), True)
     if len(u) > CLIMB_LIMIT:

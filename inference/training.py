@@ -58,9 +58,9 @@ class Loop:
     """
 
     objective: Objective
-    parameters: dict[str, torch.nn.Parameter]
+    parameters: dict[str, Tensor]
     batches: Iterator[Mapping[str, Any]]
-    make_optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+    make_optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]
     clip_norm: float | None = None
     callbacks: Sequence[Callback] = ()
     history: History = field(default_factory=History)
@@ -97,7 +97,8 @@ class Loop:
         self.optimizer.step()
         self.history.losses.append(value)
         progress = Progress(number, value, self.optimizer.param_groups[0]["lr"], self.total_steps, tuple(self.leaves))
-        return any([callback(progress) is True for callback in self.callbacks])
+        answers = [callback(progress) for callback in self.callbacks]
+        return any(answer is True for answer in answers)
 
     def _check_gradients(self, number: int) -> None:
         grads = [p.grad for p in self.leaves if p.grad is not None]
@@ -119,7 +120,9 @@ class Loop:
         with torch.no_grad(), pyro.validation_enabled(False):
             for _ in range(20):
                 trace = self.objective.guide_trace(kwargs)
-                values = {n: s["value"] for n, s in trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
+                values: dict[str, Any] = {
+                    n: s["value"] for n, s in trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]
+                }
                 bad = [n for n, v in values.items() if isinstance(v, Tensor) and not bool(torch.isfinite(v).all())]
                 if bad:
                     site = f"the guide's draw of site '{bad[0]}'"

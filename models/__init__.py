@@ -1,9 +1,7 @@
 """The lecture's models, one a file: a story, its priors, and exact answers where theory gives them."""
 
 if __name__ != "bayeszoo.models":
-    raise ImportError(
-        "this folder is the package bayeszoo.models: write 'import bayeszoo.models', not 'import models'"
-    )
+    raise ImportError("this folder is the package bayeszoo.models: write 'import bayeszoo.models', not 'import models'")
 
 from .coin_flip import CoinFlip
 from .hierarchical_coin import HierarchicalCoin

@@ -110,9 +110,7 @@ class CoinFlip(PyroModule):
         """
         heads, tails = self._tally(data)
         if float(heads + tails) == 0.0:
-            raise ValueError(
-                "maximum likelihood needs at least one flip, but total_count is zero in every row; add data"
-            )
+            raise ValueError("maximum likelihood needs at least one flip, but total_count is zero in every row; add data")
         return {"pi": heads / (heads + tails)}
 
     def maximum_a_posteriori(self, data: BoundData) -> dict[str, Tensor]:
@@ -132,9 +130,7 @@ class CoinFlip(PyroModule):
                 "prior with alpha and beta above one"
             )
         above_a, above_b = (a - 1.0).clamp_min(0.0), (b - 1.0).clamp_min(0.0)
-        if (
-            float(above_a + above_b) == 0.0
-        ):  # one is below one and the other is one: the density climbs to one end
+        if float(above_a + above_b) == 0.0:  # one is below one and the other is one: the density climbs to one end
             return {"pi": (a > b).to(a)}
         return {"pi": above_a / (above_a + above_b)}
 

@@ -35,21 +35,14 @@ def data_plate(rows: int | None, num_data: int | None, index: Tensor | None) -> 
     """
     size = num_data or rows
     if size is None:
-        raise ValueError(
-            "there is nothing to simulate: pass inputs, or num_data with the number of observations wanted"
-        )
+        raise ValueError("there is nothing to simulate: pass inputs, or num_data with the number of observations wanted")
     if index is not None:
         if num_data is None:
-            raise ValueError(
-                "a batch with index needs num_data, the number of observations in the whole data set"
-            )
+            raise ValueError("a batch with index needs num_data, the number of observations in the whole data set")
         if rows is not None and len(index) != rows:
-            raise ValueError(
-                f"index names {len(index)} rows but the batch holds {rows}; pass one position for each row"
-            )
+            raise ValueError(f"index names {len(index)} rows but the batch holds {rows}; pass one position for each row")
     elif rows is not None and rows != size:
         raise ValueError(
-            f"the call holds {rows} rows of a data set of {size}; pass index with their positions, so that "
-            "they are scaled"
+            f"the call holds {rows} rows of a data set of {size}; pass index with their positions, so that they are scaled"
         )
     return pyro.plate("data", size, subsample=index, dim=-1)

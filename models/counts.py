@@ -21,13 +21,9 @@ def read_counts(model: Any, data: BoundData) -> tuple[Tensor, Tensor | None]:
     bound = data.bind(model)
     x = bound.get("x")
     if not isinstance(x, Tensor):
-        raise ValueError(
-            f"{name} needs the observed outcomes x, but the data hold none; pass them as observed"
-        )
+        raise ValueError(f"{name} needs the observed outcomes x, but the data hold none; pass them as observed")
     if x.dim() != 1 or len(x) == 0:
-        raise ValueError(
-            f"{name} takes outcomes x of shape (N,) with N >= 1, but they have the shape {tuple(x.shape)}"
-        )
+        raise ValueError(f"{name} takes outcomes x of shape (N,) with N >= 1, but they have the shape {tuple(x.shape)}")
     x = x.detach().double()
     given = bound.get("total_count")
     if given is None:
@@ -65,6 +61,5 @@ def _refuse(name: str, what: str, values: Tensor, wrong: Tensor, expected: str, 
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
         raise ValueError(
-            f"the {what} in row {row + 1} (counted from 1) is {float(values[row]):g}, "
-            f"where {name} expects {expected}; {remedy}"
+            f"the {what} in row {row + 1} (counted from 1) is {float(values[row]):g}, where {name} expects {expected}; {remedy}"
         )

@@ -112,9 +112,7 @@ class GridMixture(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own declaration)
     has_rsample = False
 
-    def __init__(
-        self, family: Callable[..., TorchDistribution], weights: Tensor, *parameters: Tensor
-    ) -> None:
+    def __init__(self, family: Callable[..., TorchDistribution], weights: Tensor, *parameters: Tensor) -> None:
         self._family = family
         self.weights = weights / weights.sum()
         self._parameters = torch.broadcast_tensors(self.weights, *parameters)[1:]

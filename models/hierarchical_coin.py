@@ -102,9 +102,7 @@ class HierarchicalCoin(PyroModule):
         """Return log p(x) in nats, a float64 scalar, with the counts' binomial coefficients."""
         return self.exact_posterior(data).log_evidence
 
-    def exact_predictive(
-        self, data: BoundData, total_count: int = 1, index: Tensor | None = None
-    ) -> GridMixture:
+    def exact_predictive(self, data: BoundData, total_count: int = 1, index: Tensor | None = None) -> GridMixture:
         """Return the distribution of heads among `total_count` further flips.
 
         Args:
@@ -116,9 +114,7 @@ class HierarchicalCoin(PyroModule):
             A mixture of Beta-Binomials, of batch shape `(M,)`, or `()` for a new person.
         """
         if total_count < 1:
-            raise ValueError(
-                f"total_count must be at least one further flip, but is {total_count}; give 1 or more"
-            )
+            raise ValueError(f"total_count must be at least one further flip, but is {total_count}; give 1 or more")
         return self.exact_posterior(data).predictive(total_count, index)
 
     def config(self) -> dict[str, Any]:

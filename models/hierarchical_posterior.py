@@ -56,9 +56,7 @@ class HierarchicalPosterior:
         ValueError: the finest grid is too coarse, as for priors with an alpha or beta below 0.03.
     """
 
-    def __init__(
-        self, x: Tensor, total_count: Tensor | None, alpha: Tensor, beta: Tensor, loc: Tensor, scale: Tensor
-    ) -> None:
+    def __init__(self, x: Tensor, total_count: Tensor | None, alpha: Tensor, beta: Tensor, loc: Tensor, scale: Tensor) -> None:
         self._x = x
         self._total_count = torch.ones_like(x) if total_count is None else total_count
         self._evidence = CountEvidence(x, self._total_count)

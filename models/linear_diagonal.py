@@ -38,9 +38,7 @@ class RotatedNormal(TorchDistribution):
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(
-        self, loc: Tensor, basis: Tensor, inverse: Tensor, log_stretch: Tensor, z_mean: Tensor, z_sd: Tensor
-    ) -> None:
+    def __init__(self, loc: Tensor, basis: Tensor, inverse: Tensor, log_stretch: Tensor, z_mean: Tensor, z_sd: Tensor) -> None:
         self.loc, self.basis, self.inverse, self.log_stretch = loc, basis, inverse, log_stretch
         self.z_mean, self.z_sd = z_mean, z_sd
         super().__init__(z_mean.shape[:-1], z_mean.shape[-1:], validate_args=False)
@@ -63,9 +61,7 @@ class RotatedNormal(TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Return draws `(*sample_shape, *batch_shape, D)`."""
-        noise = torch.randn(
-            self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device
-        )
+        noise = torch.randn(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device)
         return self.loc + (self.z_mean + self.z_sd * noise) @ self.basis.mT
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -62,11 +62,7 @@ class UnknownNoisePosterior:
     def _log_joint(self, log_sigma: Tensor) -> Tensor:
         """Return log p(y, log sigma) in nats: the change of variable adds log sigma."""
         sigma = log_sigma.exp()
-        return (
-            self._regression.log_evidence(sigma)
-            + log_half_normal(sigma, self._noise_prior_scale)
-            + sigma.log()
-        )
+        return self._regression.log_evidence(sigma) + log_half_normal(sigma, self._noise_prior_scale) + sigma.log()
 
     def _log_sigma(self, sigma: Tensor) -> Tensor:
         log_sigma = sigma.to(self._regression.loc).log()
@@ -141,9 +137,7 @@ def noise_bracket(regression: DiagonalRegression, noise_prior_scale: Tensor) -> 
     if float(residual) == 0.0 and regression.num_rows > regression.rank:
         raise ValueError(NOISELESS)
     scales = [regression.s[: regression.rank], noise_prior_scale.reshape(1)]
-    scales += [
-        scale.reshape(1) for scale in (regression.size.sqrt(), (residual / regression.num_rows).sqrt())
-    ]
+    scales += [scale.reshape(1) for scale in (regression.size.sqrt(), (residual / regression.num_rows).sqrt())]
     in_sight = torch.cat(scales)
     widest = torch.maximum(noise_prior_scale, regression.size.sqrt())
     return in_sight[in_sight > 0].min().log() - 60.0, widest.log() + 5.0

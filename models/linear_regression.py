@@ -69,9 +69,7 @@ class BayesianLinearRegression(PyroModule):
     ) -> None:
         super().__init__()
         if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-            raise ValueError(
-                f"dim must be a whole number of columns from 1 up, but is {dim!r}; give x.shape[1]"
-            )
+            raise ValueError(f"dim must be a whole number of columns from 1 up, but is {dim!r}; give x.shape[1]")
         self.dim = dim
         self.intercept = bool(intercept)
         size = dim + self.intercept
@@ -150,9 +148,7 @@ class BayesianLinearRegression(PyroModule):
         regression = self._diagonal(data)
         if self.noise_scale is None:
             return UnknownNoisePosterior(regression, self.noise_prior_scale)
-        return ConjugatePosterior(
-            {"theta": regression.multivariate_normal(self.noise_scale.to(regression.loc))}
-        )
+        return ConjugatePosterior({"theta": regression.multivariate_normal(self.noise_scale.to(regression.loc))})
 
     def log_evidence(self, data: BoundData) -> Tensor:
         """Return log p(y | x) in nats, a float64 scalar."""
@@ -283,15 +279,10 @@ class BayesianLinearRegression(PyroModule):
         bound = data.bind(self)
         x, y = bound["x"], bound.get("y")
         if y is None:
-            raise ValueError(
-                "the regression needs observed targets y, but the data hold none; pass them as observed"
-            )
+            raise ValueError("the regression needs observed targets y, but the data hold none; pass them as observed")
         if x.dim() != 2 or x.shape[1] != self.dim:
             columns = f"{x.shape[1]} columns" if x.dim() == 2 else f"the shape {tuple(x.shape)}"
-            raise ValueError(
-                f"the model was made for dim={self.dim} columns, but x has {columns}; make it with "
-                "dim=data.dim"
-            )
+            raise ValueError(f"the model was made for dim={self.dim} columns, but x has {columns}; make it with dim=data.dim")
         if y.shape != x.shape[:1] or len(y) == 0:
             raise ValueError(
                 f"the model takes one target for each row, but x has {len(x)} rows and y the shape "

@@ -56,15 +56,10 @@ def scale(name: str, value: float | list[float] | Tensor, length: int) -> Tensor
     if tensor.dim() != 2:
         tensor = vector(name, tensor, length)
         if not bool((tensor > 0).all()):
-            raise ValueError(
-                f"{name} must be above zero, but its smallest is {_shown(tensor.min())}; give positive "
-                "numbers"
-            )
+            raise ValueError(f"{name} must be above zero, but its smallest is {_shown(tensor.min())}; give positive numbers")
         return tensor
     if tensor.shape != (length, length):
-        raise ValueError(
-            f"{name} as a matrix must be {length} x {length}, but has the shape {tuple(tensor.shape)}"
-        )
+        raise ValueError(f"{name} as a matrix must be {length} x {length}, but has the shape {tuple(tensor.shape)}")
     if not bool((tensor.diagonal() > 0).all()) or not torch.equal(tensor, tensor.tril()):
         raise ValueError(
             f"{name} as a matrix must be a lower Cholesky factor, zero above a positive diagonal; "

@@ -30,9 +30,7 @@
 import warnings
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # widgets are not needed here
-warnings.filterwarnings(
-    "ignore", message="An output with one or more elements was resized"
-)  # of torch's binomial
+warnings.filterwarnings("ignore", message="An output with one or more elements was resized")  # of torch's binomial
 
 import arviz as az
 import matplotlib.pyplot as plt
@@ -82,10 +80,7 @@ print(flips.origin)
 first = flips.select(slice(0, 10))
 heads = float(first.observed.sum())
 posterior = model.exact_posterior(first)["pi"]
-print(
-    f"after {len(first)} flips with {heads:.0f} heads: "
-    f"Beta({posterior.concentration1:g}, {posterior.concentration0:g})"
-)
+print(f"after {len(first)} flips with {heads:.0f} heads: Beta({posterior.concentration1:g}, {posterior.concentration0:g})")
 
 # %% [markdown]
 # **Before you look:** the standard deviation of the posterior after 10 flips is about 0.12. How many flips
@@ -184,9 +179,7 @@ fits = {"beta": fit}
 for guide in ("exact", "mean_field", "map"):
     fits[guide] = bz.fit(model, first, guide=guide, seed=0, progress=False)
 floor = -model.log_evidence(first).item()
-print(
-    f"exact posterior: mean {posterior.mean:.4f}, sd {posterior.stddev:.4f}; -log p(x) = {floor:.4f} nats\n"
-)
+print(f"exact posterior: mean {posterior.mean:.4f}, sd {posterior.stddev:.4f}; -log p(x) = {floor:.4f} nats\n")
 for guide, one in fits.items():
     pi = one.sample(4000)["pi"]
     gap = f"{one.loss - floor:+.4f} ± {one.loss_error:.4f}" if one.objective == "elbo" else "none (surrogate)"
@@ -366,10 +359,7 @@ evidence = {
 }
 for name, value in evidence.items():
     print(f"log p(x), {name:9}  {value:9.1f} nats")
-print(
-    f"the data are e^{evidence['own coins'] - evidence['one coin']:.0f} times likelier "
-    "with each person's own coin"
-)
+print(f"the data are e^{evidence['own coins'] - evidence['one coin']:.0f} times likelier with each person's own coin")
 
 # %% [markdown]
 # ## Exercise

@@ -93,9 +93,7 @@ for (top, bottom), N in zip(axes.T, (1, 2, 5, 20), strict=True):
     for intercept, slope in theta.sample((25,)).tolist():
         top.plot(grid, intercept + slope * grid, color=BLUE, lw=0.6, alpha=0.5)
     top.plot(grid, theta_true[0] + theta_true[1] * grid, color="black", ls="--", lw=1.2)
-    top.scatter(
-        part.inputs["x"][:, 0], part.observed, color=ORANGE, edgecolor="black", lw=0.5, s=28, zorder=3
-    )
+    top.scatter(part.inputs["x"][:, 0], part.observed, color=ORANGE, edgecolor="black", lw=0.5, s=28, zorder=3)
     top.set(title=f"N = {N}", ylim=(-4, 4), xlabel="x")
     density = theta.log_prob(plane).exp()
     bottom.contourf(ticks, ticks, density / density.max(), levels=[0.01, 0.1, 0.3, 0.6, 1], cmap="Blues")
@@ -132,9 +130,7 @@ print("largest difference:", (by_hand - predictive.variance).abs().max().item())
 # %%
 _, ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
 mean, sd = predictive.mean, predictive.stddev
-ax.fill_between(
-    far, mean - 2 * sd, mean + 2 * sd, color="#56B4E9", alpha=0.35, lw=0, label="$\\pm 2 \\sigma_N(x)$"
-)
+ax.fill_between(far, mean - 2 * sd, mean + 2 * sd, color="#56B4E9", alpha=0.35, lw=0, label="$\\pm 2 \\sigma_N(x)$")
 ax.plot(far, mean - 2 * sigma, color=RED, lw=1, ls="--", label="$\\pm 2 \\sigma$: noise alone")
 ax.plot(far, mean + 2 * sigma, color=RED, lw=1, ls="--")
 ax.plot(far, mean, color=BLUE, label="mean")
@@ -268,9 +264,7 @@ _, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 s = torch.linspace(0.2, 1.1, 200, dtype=torch.float64)
 ax.fill_between(s, exact.sigma.log_prob(s).exp(), color="lightgrey", label="exact, by quadrature")
 draws = unknown_fit.sample(4000)["sigma"].numpy()
-ax.hist(
-    draws, bins=45, range=(0.2, 1.1), density=True, histtype="step", color=BLUE, lw=1.5, label="full_rank"
-)
+ax.hist(draws, bins=45, range=(0.2, 1.1), density=True, histtype="step", color=BLUE, lw=1.5, label="full_rank")
 ax.axvline(sigma, color="black", ls=":", label="truth")
 ax.set(xlabel="$\\sigma$", ylabel="density")
 _ = ax.legend(frameon=False)
@@ -284,9 +278,7 @@ _ = ax.legend(frameon=False)
 # %%
 table = bz.data.load("diabetes")
 train, test = table.split(0.8, seed=0)
-diabetes = bz.fit(
-    bz.models.BayesianLinearRegression(dim=train.dim), train, guide="full_rank", seed=0, progress=False
-)
+diabetes = bz.fit(bz.models.BayesianLinearRegression(dim=train.dim), train, guide="full_rank", seed=0, progress=False)
 print(diabetes.diagnose(held_out=test))
 
 # %%
@@ -317,9 +309,7 @@ coefficients = az.from_dict(
 large = ["sex", "s4", "s5"]
 small = [name for name in names if name not in (*large, "intercept")]
 for group, height in ((large, 2.4), (small, 3.4)):
-    az.plot_forest(
-        coefficients, coords={"feature": group}, combined=True, figure_kwargs={"figsize": (6.5, height)}
-    )
+    az.plot_forest(coefficients, coords={"feature": group}, combined=True, figure_kwargs={"figsize": (6.5, height)})
     plt.gcf().axes[-1].axvline(0, color="grey", ls="--", lw=1)
 
 # %% [markdown]

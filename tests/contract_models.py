@@ -14,7 +14,9 @@ import bayeszoo as bz
 class SmallNetwork(PyroModule):
     """An MLP 2-4-1 with normal weights, sampled as tensors; all latents are global."""
 
-    def forward(self, x: Tensor, y: Tensor | None = None, *, num_data: int | None = None, index: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, y: Tensor | None = None, *, num_data: int | None = None, index: Tensor | None = None
+    ) -> Tensor:
         w1 = pyro.sample("w1", dist.Normal(x.new_zeros(2, 4), 1.0).to_event(2))
         w2 = pyro.sample("w2", dist.Normal(x.new_zeros(4), 1.0).to_event(1))
         mean = (torch.tanh(x @ w1) * w2).sum(-1)

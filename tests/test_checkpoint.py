@@ -70,13 +70,9 @@ def table() -> bz.data.Data:
     )
 
 
-@pytest.mark.parametrize(
-    "guide", ["map", "laplace", "mean_field", "low_rank", "full_rank", "iaf", "spline", "exact"]
-)
+@pytest.mark.parametrize("guide", ["map", "laplace", "mean_field", "low_rank", "full_rank", "iaf", "spline", "exact"])
 def test_every_family_comes_back_bit_for_bit(guide, table, tmp_path):
-    options = (
-        {"rank": 2} if guide == "low_rank" else {"hidden": (8, 8)} if guide in ("iaf", "spline") else None
-    )
+    options = {"rank": 2} if guide == "low_rank" else {"hidden": (8, 8)} if guide in ("iaf", "spline") else None
     model = bz.models.BayesianLinearRegression(
         3, prior_scale=[1.0, 2.0, 0.1, 3.0], noise_scale=None if guide != "exact" else 0.1
     )
@@ -92,9 +88,7 @@ def test_every_family_comes_back_bit_for_bit(guide, table, tmp_path):
 
 def test_restarts_counts_and_persons(tmp_path):
     data = bz.data.load("coin_flips")
-    fit = bz.fit(
-        bz.models.HierarchicalCoin(loc=4.0), data, guide="structured", steps=5, restarts=2, progress=False
-    )
+    fit = bz.fit(bz.models.HierarchicalCoin(loc=4.0), data, guide="structured", steps=5, restarts=2, progress=False)
     fit.save(tmp_path / "run")
     again = bz.load(tmp_path / "run")
     check_same(fit, again)
@@ -269,9 +263,7 @@ def test_a_function_among_the_constants_is_refused_before_anything_is_written(tm
 
 
 def test_fit_json_is_strict_json_that_people_can_read(table, tmp_path):
-    fit = bz.fit(
-        bz.models.BayesianLinearRegression(3), table, guide="full_rank", steps=3, seed=7, progress=False
-    )
+    fit = bz.fit(bz.models.BayesianLinearRegression(3), table, guide="full_rank", steps=3, seed=7, progress=False)
     fit.run.history.losses.append(math.nan)
     fit.save(tmp_path)
 
@@ -296,9 +288,7 @@ def test_a_new_process_gives_the_same_draws(table, tmp_path):
         "fit = bz.load(sys.argv[1])\n"
         "print([value.hex() for value in fit.sample(2)['theta'].flatten().tolist()])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str([value.hex() for value in fit.sample(2)["theta"].flatten().tolist()])
 
 

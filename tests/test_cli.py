@@ -58,10 +58,7 @@ def test_json_is_one_object_and_nothing_else():
     assert "every draw" in found["k_hat_note"]
     exact = bz.models.CoinFlip().exact_posterior(bz.data.load("coin_flips"))
     # Four Monte Carlo errors of the mean of 4,000 draws.
-    assert (
-        abs(found["posterior"]["pi"]["mean"] - float(exact.mean["pi"]))
-        < 4 * float(exact.sd["pi"]) / 4000**0.5
-    )
+    assert abs(found["posterior"]["pi"]["mean"] - float(exact.mean["pi"])) < 4 * float(exact.sd["pi"]) / 4000**0.5
 
 
 def test_fit_writes_everything_and_never_overwrites_unasked(tmp_path):
@@ -99,26 +96,18 @@ def test_fit_writes_everything_and_never_overwrites_unasked(tmp_path):
 
 def test_csv_with_target(tmp_path):
     path = tmp_path / "house.csv"
-    path.write_text(
-        "size,rooms,price\n" + "".join(f"{10 + i},{i % 3},{30 + 3 * i + i % 2}\n" for i in range(12))
-    )
-    result = runner.invoke(
-        app, ["fit", "linear_regression", "--data", str(path), "--target", "price", "--guide", "laplace"]
-    )
+    path.write_text("size,rooms,price\n" + "".join(f"{10 + i},{i % 3},{30 + 3 * i + i % 2}\n" for i in range(12)))
+    result = runner.invoke(app, ["fit", "linear_regression", "--data", str(path), "--target", "price", "--guide", "laplace"])
     assert result.exit_code == 0, result.output
     assert "laplace" in result.stdout
     assert "theta[size]" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("text", "mean"), [("heads\n1\n1\n1\n", 0.8), ("heads,total_count\n3,3\n2,6\n", 6 / 11)]
-)
+@pytest.mark.parametrize(("text", "mean"), [("heads\n1\n1\n1\n", 0.8), ("heads,total_count\n3,3\n2,6\n", 6 / 11)])
 def test_csv_of_flips(tmp_path, text, mean):
     path = tmp_path / "flips.csv"
     path.write_text(text)
-    result = runner.invoke(
-        app, ["fit", "coin_flip", "--data", str(path), "--target", "heads", "--guide", "exact", "--json"]
-    )
+    result = runner.invoke(app, ["fit", "coin_flip", "--data", str(path), "--target", "heads", "--guide", "exact", "--json"])
     assert result.exit_code == 0, result.output
     # Four Monte Carlo errors of a mean of 4,000 draws whose sd is below 0.17.
     assert json.loads(result.stdout)["posterior"]["pi"]["mean"] == pytest.approx(mean, abs=0.011)
@@ -157,9 +146,7 @@ def test_wrong_input_is_one_sentence(tmp_path):
     assert taken.read_text() == "mine"
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may write everywhere"
-)
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may write everywhere")
 def test_a_folder_that_may_not_be_changed(tmp_path):
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
@@ -200,9 +187,7 @@ def test_a_real_process_prints_json_on_stdout_alone(tmp_path):
     )
     found = json.loads(done.stdout)
     assert found["guide"] == "exact"
-    failed = subprocess.run(
-        [*command, "fit", "nothing"], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
+    failed = subprocess.run([*command, "fit", "nothing"], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert failed.returncode == 2
     assert failed.stdout == ""
     assert failed.stderr.startswith("bayeszoo: unknown model 'nothing'")

@@ -15,9 +15,7 @@ def parts() -> tuple[bz.data.Data, bz.data.Data]:
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(120, 1, dtype=torch.float64, generator=generator)
     x = base + 0.5 * torch.randn(120, 2, dtype=torch.float64, generator=generator)
-    y = x @ torch.tensor([1.0, -1.0], dtype=torch.float64) + 0.5 * torch.randn(
-        120, dtype=torch.float64, generator=generator
-    )
+    y = x @ torch.tensor([1.0, -1.0], dtype=torch.float64) + 0.5 * torch.randn(120, dtype=torch.float64, generator=generator)
     return bz.data.Data({"x": x}, y).split(0.75, seed=0)
 
 

@@ -28,7 +28,11 @@ def regression(noise: float | None) -> tuple[Any, bz.data.Data]:
     model = bz.models.BayesianLinearRegression(2, noise_scale=noise)
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(40, 2, generator=generator, dtype=torch.float64)
-    y = 0.5 + x @ torch.tensor([1.0, -1.0], dtype=torch.float64) + 0.5 * torch.randn(40, generator=generator, dtype=torch.float64)
+    y = (
+        0.5
+        + x @ torch.tensor([1.0, -1.0], dtype=torch.float64)
+        + 0.5 * torch.randn(40, generator=generator, dtype=torch.float64)
+    )
     return model, bz.data.Data(inputs={"x": x}, observed=y)
 
 
@@ -51,7 +55,10 @@ class Case:
 
 
 CASES = {
-    **{f"coin-{g}": Case(coin, g) for g in ("beta", "mean_field", "full_rank", "low_rank", "iaf", "spline", "laplace", "exact", "map", "mle")},
+    **{
+        f"coin-{g}": Case(coin, g)
+        for g in ("beta", "mean_field", "full_rank", "low_rank", "iaf", "spline", "laplace", "exact", "map", "mle")
+    },
     **{f"people-{g}": Case(people, g) for g in ("structured", "mean_field", "full_rank", "exact", "map")},
     "people-structured-batch": Case(people, "structured", {"batch_size": 4}),
     **{
@@ -95,7 +102,7 @@ def fitted(request: pytest.FixtureRequest) -> tuple[Case, bz.inference.Fit]:
 
 
 def test_sites_and_shapes(fitted: tuple[Case, bz.inference.Fit]) -> None:
-    case, fit = fitted
+    _, fit = fitted
     draws = fit.sample(7)
     assert set(draws) == set(fit.program.latents)
     for name, site in fit.program.latents.items():
@@ -187,7 +194,15 @@ def test_log_likelihood(fitted: tuple[Case, bz.inference.Fit]) -> None:
 def test_tree(fitted: tuple[Case, bz.inference.Fit]) -> None:
     _, fit = fitted
     tree = fit.to_arviz(40)
-    for group in ("posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "observed_data", "sample_stats"):
+    for group in (
+        "posterior",
+        "posterior_predictive",
+        "prior",
+        "prior_predictive",
+        "log_likelihood",
+        "observed_data",
+        "sample_stats",
+    ):
         assert group in tree.children, group
     assert set(tree["posterior"].data_vars) == set(fit.program.latents)
 

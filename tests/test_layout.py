@@ -25,9 +25,7 @@ def package_files(root: Path) -> dict[str, Path]:
     """Dotted module name -> file, for everything that the package ships."""
     places = {"bayeszoo": root / "src/bayeszoo", "bayeszoo.data": root / "src/bayeszoo/data"}
     places |= {f"bayeszoo.{name}": root / name for name in FOLDERS}
-    return {
-        f"{package}.{p.stem}": p for package, folder in places.items() for p in sorted(folder.glob("*.py"))
-    }
+    return {f"{package}.{p.stem}": p for package, folder in places.items() for p in sorted(folder.glob("*.py"))}
 
 
 def imports_of(name: str, path: Path) -> Iterator[str]:
@@ -87,9 +85,7 @@ def test_notebooks_and_benchmarks_use_the_public_names_only(root: Path) -> None:
         for path in sorted((root / folder).glob("**/*.py")):
             names = set(imports_of(f"{folder}.{path.stem}", path))
             used = {n for n in names if n.split(".")[0] in ("bayeszoo", *FOLDERS)}
-            assert used <= public, (
-                f"{path.relative_to(root)} reaches inside: {', '.join(sorted(used - public))}"
-            )
+            assert used <= public, f"{path.relative_to(root)} reaches inside: {', '.join(sorted(used - public))}"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -106,9 +102,7 @@ def test_a_plain_import_from_the_root_names_the_right_package(root: Path, folder
 def test_links_for_type_checkers_are_relative(root: Path, folder: str) -> None:
     link = root / "src/bayeszoo" / folder
     if not link.is_symlink():
-        pytest.skip(
-            "this copy of the repository came without links; only type checkers and editors need them"
-        )
+        pytest.skip("this copy of the repository came without links; only type checkers and editors need them")
     assert str(link.readlink()) == f"../../{folder}"
     assert link.resolve() == root / folder
 
@@ -157,9 +151,7 @@ def test_everything_the_project_needs_is_constrained(root: Path) -> None:
         *project["dependency-groups"]["dev"],
     ]
     names = {re.split(r"[\[<>=!~ ;]", text)[0] for text in needed}
-    pinned = {
-        line.split("==")[0] for line in (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    }
+    pinned = {line.split("==")[0] for line in (root / "constraints.txt").read_text(encoding="utf-8").splitlines()}
     assert names <= pinned
 
 
@@ -171,6 +163,4 @@ def test_one_version_everywhere(root: Path) -> None:
     version = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     assert bayeszoo.__version__ == version
     assert f"## [{version}]" in (root / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(
-        rf"^version: {re.escape(version)}$", (root / "CITATION.cff").read_text(encoding="utf-8"), re.M
-    )
+    assert re.search(rf"^version: {re.escape(version)}$", (root / "CITATION.cff").read_text(encoding="utf-8"), re.M)

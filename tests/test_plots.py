@@ -28,9 +28,7 @@ def _settings_are_left_alone() -> Iterator[None]:
 def line() -> bz.inference.Fit:
     x = torch.linspace(10, 20, 40, dtype=torch.float64)[:, None]
     noise = torch.randn(40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    data = bz.data.from_arrays(
-        x, 3 * x[:, 0] + 5 + noise, feature_names=["size"], target_name="price", standardize=True
-    )
+    data = bz.data.from_arrays(x, 3 * x[:, 0] + 5 + noise, feature_names=["size"], target_name="price", standardize=True)
     return bz.fit(bz.models.BayesianLinearRegression(1), data, guide="exact", progress=False)
 
 
@@ -53,9 +51,7 @@ def test_losses_stand_over_the_evidence(coin):
     ax = plots.plot_losses(coin)
     labelled(ax)
     assert line_of(ax, "loss")[1].tolist() == coin.losses
-    assert line_of(ax, "−log evidence (exact)")[1][0] == pytest.approx(
-        -float(coin.model.log_evidence(coin.data))
-    )
+    assert line_of(ax, "−log evidence (exact)")[1][0] == pytest.approx(-float(coin.model.log_evidence(coin.data)))
 
 
 def test_posterior_densities_hold_mass_one_and_agree(coin):

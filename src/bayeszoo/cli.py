@@ -26,9 +26,7 @@ app = typer.Typer(
 )
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model; see bayeszoo list.")]
-DataName = Annotated[
-    str | None, typer.Option("--data", help="Name of a data set, or a CSV file; by default the model's own.")
-]
+DataName = Annotated[str | None, typer.Option("--data", help="Name of a data set, or a CSV file; by default the model's own.")]
 Target = Annotated[str | None, typer.Option(help="Column of the CSV file to predict.")]
 Steps = Annotated[int | None, typer.Option(help="Number of updates; by default until convergence.")]
 Seed = Annotated[int, typer.Option(help="Same seed and device, same losses.")]
@@ -88,18 +86,14 @@ def list_() -> None:
 @app.command("fit")
 def fit_(
     model: ModelName,
-    guide: Annotated[
-        str | None, typer.Option(help="Name of a guide; by default the model's matching one.")
-    ] = None,
+    guide: Annotated[str | None, typer.Option(help="Name of a guide; by default the model's matching one.")] = None,
     data: DataName = None,
     target: Target = None,
     steps: Steps = None,
     seed: Seed = 0,
     device: Device = "auto",
     restarts: Restarts = 1,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for posterior.nc, fit.json, the checkpoint and figures.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for posterior.nc, fit.json, the checkpoint and figures.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     force: Force = False,
@@ -136,9 +130,7 @@ def fit_(
         files = [] if out is None else outputs.write(result, out, overwrite=force)
         if as_json:
             described = outputs.record(result)
-            typer.echo(
-                json.dumps(described if out is None else {**described, "out": str(out)}, allow_nan=False)
-            )
+            typer.echo(json.dumps(described if out is None else {**described, "out": str(out)}, allow_nan=False))
         elif not quiet:
             _show(result)
             for path in files:

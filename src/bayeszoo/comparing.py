@@ -67,9 +67,7 @@ class Comparison:
         return {name: fit.to_arviz(n, **options) for name, fit in self.fits.items()}
 
     def __str__(self) -> str:
-        shown = self.table.drop(
-            columns=["loss_error", *[c for c in self.table if self.table[c].isna().all()]]
-        )
+        shown = self.table.drop(columns=["loss_error", *[c for c in self.table if self.table[c].isna().all()]])
         shown["loss"] = [
             f"{row.loss:.5g} ± {row.loss_error:.2g}" if row.loss_error > 0 else f"{row.loss:.5g}"
             for row in self.table.itertuples()
@@ -86,11 +84,7 @@ class Comparison:
         for name, form in formats.items():
             if name in shown:
                 shown[name] = [
-                    "exact"
-                    if name == "k_hat" and value == -math.inf
-                    else ""
-                    if _missing(value)
-                    else form(value)
+                    "exact" if name == "k_hat" and value == -math.inf else "" if _missing(value) else form(value)
                     for value in shown[name]
                 ]
         truth = f"errors against the {self.truth.source} posterior; " if self.truth is not None else ""
@@ -132,14 +126,11 @@ def compare(
     options = dict(fit_options.pop("guide_options", None) or {})
     unknown = [name for name in options if name not in named]
     if unknown:
-        raise ValueError(
-            f"guide_options are for '{unknown[0]}', which is not among the guides {', '.join(named)}"
-        )
+        raise ValueError(f"guide_options are for '{unknown[0]}', which is not among the guides {', '.join(named)}")
     _check_guides(model, data, named, options)
     truth = _truth(model, data, reference)
     fits = {
-        name: fit_one(model, data, guide=guide, guide_options=options.get(name), **fit_options)
-        for name, guide in named.items()
+        name: fit_one(model, data, guide=guide, guide_options=options.get(name), **fit_options) for name, guide in named.items()
     }
     rows = {name: _row(fit, truth, held_out) for name, fit in fits.items()}
     table = pd.DataFrame.from_dict(rows, orient="index")
@@ -156,14 +147,11 @@ def _named(guides: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
         named = {}
         for guide in guides:
             name = (
-                guide
-                if isinstance(guide, str)
-                else getattr(guide, "family", getattr(guide, "__name__", type(guide).__name__))
+                guide if isinstance(guide, str) else getattr(guide, "family", getattr(guide, "__name__", type(guide).__name__))
             )
             if name in named:
                 raise ValueError(
-                    f"guide '{name}' is listed twice; give each its own name, "
-                    "guides={'first': ..., 'second': ...}"
+                    f"guide '{name}' is listed twice; give each its own name, guides={{'first': ..., 'second': ...}}"
                 )
             named[name] = guide
     if not named:
@@ -215,11 +203,7 @@ def _truth(model: Any, data: Any, reference: Any) -> Truth | None:
 
 def _row(fit: Fit, truth: Truth | None, held_out: Any) -> dict[str, Any]:
     bound = fit.objective == "elbo"
-    gap = (
-        fit.loss + truth.log_evidence
-        if bound and truth is not None and truth.log_evidence is not None
-        else math.nan
-    )
+    gap = fit.loss + truth.log_evidence if bound and truth is not None and truth.log_evidence is not None else math.nan
     mean_error, sd_error = moment_errors(fit, truth) if truth is not None else (math.nan, math.nan)
     return {
         "objective": fit.objective,
@@ -247,9 +231,7 @@ def moment_errors(fit: Fit, truth: Truth, n: int = DRAWS) -> tuple[float, float]
         if name not in draws:
             continue
         found, sd = draws[name].double(), torch.as_tensor(truth.sd[name]).detach().cpu().double()
-        shifts.append(
-            float(((found.mean(0) - torch.as_tensor(mean).detach().cpu().double()) / sd).abs().max())
-        )
+        shifts.append(float(((found.mean(0) - torch.as_tensor(mean).detach().cpu().double()) / sd).abs().max()))
         ratios.append(float((found.std(0) / sd - 1).abs().max()))
     return (max(shifts), max(ratios)) if shifts else (math.nan, math.nan)
 
@@ -275,9 +257,7 @@ def held_out_nll(fit: Fit, held_out: Any, n: int = 1000) -> float:
 
         total: Tensor | None = None
         for i in range(0, n, chunk):
-            part = (
-                each(one, {k: v[i : i + chunk] for k, v in values.items()}, chunk=chunk).double().logsumexp(0)
-            )
+            part = each(one, {k: v[i : i + chunk] for k, v in values.items()}, chunk=chunk).double().logsumexp(0)
             total = part if total is None else torch.logaddexp(total, part)
     assert total is not None
     return float(math.log(n) - total.mean())

@@ -34,9 +34,7 @@ def run(folder: Path, *, console: Console, overwrite: bool = False) -> list[Path
     _check(folder, overwrite)
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).write_text(
-        "Written by 'bayeszoo demo', which replaces what is in this folder.\n", encoding="utf-8"
-    )
+    (folder / MARK).write_text("Written by 'bayeszoo demo', which replaces what is in this folder.\n", encoding="utf-8")
 
     flips = bzdata.load("coin_flips")
     _title(
@@ -84,9 +82,7 @@ def run(folder: Path, *, console: Console, overwrite: bool = False) -> list[Path
     return written
 
 
-def _fit(
-    console: Console, model: Any, data: Any, guide: str, folder: Path, summary: list[str] | None = None
-) -> Any:
+def _fit(console: Console, model: Any, data: Any, guide: str, folder: Path, summary: list[str] | None = None) -> Any:
     import arviz as az
 
     from .inference.reference import reference
@@ -135,6 +131,4 @@ def _title(console: Console, title: str, line: str) -> None:
 def _check(folder: Path, overwrite: bool) -> None:
     outputs.check(folder, overwrite=overwrite)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).exists() and not overwrite:
-        raise FileExistsError(
-            f"folder '{folder}' holds other files; choose another with --out, or pass --force"
-        )
+        raise FileExistsError(f"folder '{folder}' holds other files; choose another with --out, or pass --force")

@@ -78,7 +78,8 @@ def fit(
     """
     if guide is None:
         guide = matching_guide(model, data)
-    name, builder = "", guide
+    name = ""
+    builder: Any = guide
     options = dict(guide_options or {})
     if isinstance(guide, str):
         name = guides.get(guide).name

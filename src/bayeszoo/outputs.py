@@ -78,9 +78,7 @@ def check(folder: Path, *, overwrite: bool = False) -> None:
     """Raises where `write` would, before a fit is made."""
     check_folder(folder, overwrite=overwrite)
     if (folder / "posterior.nc").exists() and not overwrite:
-        raise FileExistsError(
-            f"folder '{folder}' already holds a fit (posterior.nc); choose another, or force it"
-        )
+        raise FileExistsError(f"folder '{folder}' already holds a fit (posterior.nc); choose another, or force it")
 
 
 def figures(fit: Fit, folder: Path) -> list[Path]:
@@ -88,20 +86,13 @@ def figures(fit: Fit, folder: Path) -> list[Path]:
     from . import plots
 
     drawn: dict[str, Any] = {"losses": plots.plot_losses(fit)}
-    shared = {
-        name: site
-        for name, site in fit.program.continuous.items()
-        if not site.local and site.shape.numel() <= 12
-    }
+    shared = {name: site for name, site in fit.program.continuous.items() if not site.local and site.shape.numel() <= 12}
     if shared:
         drawn["posterior"] = _marginals(fit, shared)
     if "total_count" in fit.data.inputs and any(len(s.shape) == 1 for s in fit.program.local.values()):
         site = next(name for name, s in fit.program.local.items() if len(s.shape) == 1)
         drawn["people"] = plots.plot_people(fit, site=site)
-    if (
-        "x" in fit.data.inputs
-        and next(iter(fit.program.observed.values())).support.__class__.__name__ == "_Real"
-    ):
+    if "x" in fit.data.inputs and next(iter(fit.program.observed.values())).support.__class__.__name__ == "_Real":
         drawn["residuals"] = plots.plot_residual_check(fit)
     return plots.save(drawn, folder)
 
@@ -115,9 +106,7 @@ def _marginals(fit: Fit, sites: dict[str, Any]) -> Any:
 
     exact = fit.model.exact_posterior(fit.data) if hasattr(fit.model, "exact_posterior") else None
     draws = fit.sample(4000)
-    where = [
-        (name, tuple(map(int, index))) for name, site in sites.items() for index in np.ndindex(*site.shape)
-    ]
+    where = [(name, tuple(map(int, index))) for name, site in sites.items() for index in np.ndindex(*site.shape)]
     columns = min(4, len(where))
     rows = math.ceil(len(where) / columns)
     size = (max(6.4, 3.1 * columns), 2.6 * rows if rows > 1 else 4.0)

@@ -37,9 +37,7 @@ def plot_losses(fit: Fit, *, ax: Axes | None = None) -> Axes:
     for k, run in enumerate(fit.runs):
         losses = np.asarray(run.history.losses)
         label = "loss" if len(fit.runs) == 1 else f"restart {k + 1}{' (best)' if k == fit.best else ''}"
-        ax.plot(
-            np.arange(1, len(losses) + 1), losses, color=GUIDES[(k + 1) % 6], lw=0.8, alpha=0.85, label=label
-        )
+        ax.plot(np.arange(1, len(losses) + 1), losses, color=GUIDES[(k + 1) % 6], lw=0.8, alpha=0.85, label=label)
     low, high = np.quantile(last, [0.0, 0.995]) if last else (0.0, 1.0)
     if fit.objective == "elbo" and hasattr(fit.model, "log_evidence"):
         floor = -float(fit.model.log_evidence(fit.data))
@@ -51,9 +49,7 @@ def plot_losses(fit: Fit, *, ax: Axes | None = None) -> Axes:
     top = first if first < high + 4 * room else high + 2 * room
     ax.set_ylim(low - 0.3 * room, top + 0.3 * room)
     ax.ticklabel_format(axis="y", useOffset=False)
-    ax.set(
-        xlabel="step", ylabel=f"{fit.loss_name.split(',')[0]} (nats)", title=f"{_name(fit)}: {_guide(fit)}"
-    )
+    ax.set(xlabel="step", ylabel=f"{fit.loss_name.split(',')[0]} (nats)", title=f"{_name(fit)}: {_guide(fit)}")
     return _legend(ax)
 
 
@@ -113,9 +109,9 @@ def plot_coin_updates(
     colours = plt.get_cmap("viridis_r")(np.linspace(0.12, 0.92, len(at)))
     for n, colour in zip(at, colours, strict=True):
         a, b = float(model.alpha) + float(x[:n].sum()), float(model.beta) + n - float(x[:n].sum())
-        density = torch.distributions.Beta(
-            torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
-        ).log_prob(pi)
+        density = torch.distributions.Beta(torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)).log_prob(
+            pi
+        )
         label = "prior" if n == 0 else f"{n:,} flip{'s' if n > 1 else ''}, {int(x[:n].sum()):,} heads"
         ax.plot(pi, density.exp(), color=colour, label=label)
     ax.set(xlabel="π, chance of heads", ylabel="density of π", xlim=(0, 1), ylim=(0, None))
@@ -245,9 +241,7 @@ def plot_contours(
     return _legend(ax)
 
 
-def plot_people(
-    fit: Fit, *, site: str = "pi", prob: float = 0.9, n: int = 2000, ax: Axes | None = None
-) -> Axes:
+def plot_people(fit: Fit, *, site: str = "pi", prob: float = 0.9, n: int = 2000, ax: Axes | None = None) -> Axes:
     """A forest of people: each one's share beside the posterior, which draws small samples to the others.
 
     Args:
@@ -270,9 +264,7 @@ def plot_people(
     ax.hlines(y - 0.2, raw_low[order], raw_high[order], color=ORANGE, lw=1, alpha=0.7)
     ax.plot((x / total)[order], y - 0.2, "s", ms=3, color=ORANGE, label=f"each share alone, {prob:.0%}")
     ax.hlines(y + 0.2, low[order], high[order], color=BLUE, lw=1.4)
-    ax.plot(
-        draws.mean(0)[order], y + 0.2, "o", ms=3, color=BLUE, label=f"posterior of all together, {prob:.0%}"
-    )
+    ax.plot(draws.mean(0)[order], y + 0.2, "o", ms=3, color=BLUE, label=f"posterior of all together, {prob:.0%}")
     labels = data.labels or tuple(str(k + 1) for k in range(len(x)))
     ax.set_yticks(y, [f"{labels[k]} ({int(total[k]):,})" for k in order], fontsize=6)
     ax.set(xlabel="π, chance of the same side", ylabel=f"{data.observation_dim} (flips)", ylim=(-1, len(x)))
@@ -369,18 +361,13 @@ def _flips(flips: Data | Tensor) -> Tensor:
     x = flips.observed if isinstance(flips, Data) else flips
     if not isinstance(x, Tensor) or x.dim() != 1 or not bool(((x == 0) | (x == 1)).all()):
         raise ValueError(
-            "flips must be zeros and ones in their order, shape (N,), such as "
-            "bz.data.load('coin_flips', form='sequence')"
+            "flips must be zeros and ones in their order, shape (N,), such as bz.data.load('coin_flips', form='sequence')"
         )
     return x.double().cpu()
 
 
 def _name(fit: Fit) -> str:
-    return (
-        type(fit.model).__name__
-        if isinstance(fit.model, torch.nn.Module)
-        else getattr(fit.model, "__name__", "model")
-    )
+    return type(fit.model).__name__ if isinstance(fit.model, torch.nn.Module) else getattr(fit.model, "__name__", "model")
 
 
 def _guide(fit: Fit) -> str:
@@ -391,10 +378,7 @@ def _entry(fit: Fit, site: str, index: tuple[int, ...]) -> str:
     """`theta[bmi]` where the model names its entries, else `theta[3]`; says so where it is standardised."""
     names = getattr(fit.model, "dims", {}).get(site, [])
     coords = fit.model.coords(fit.data) if names and hasattr(fit.model, "coords") else {}
-    words = [
-        str(coords[d][i]) if d in coords else str(i)
-        for d, i in zip([*names, *[""] * len(index)], index, strict=False)
-    ]
+    words = [str(coords[d][i]) if d in coords else str(i) for d, i in zip([*names, *[""] * len(index)], index, strict=False)]
     label = f"{site}[{', '.join(words)}]" if words else site
     return f"{label} (standardised)" if fit.data.scaler is not None else label
 

@@ -50,19 +50,14 @@ def load(
     where = resolve_device(device if device is not None else _device(record["device"]))
     rebuilt = _data(saved, data).to(where, dtype)
     model = _model(saved, dtype) if model is None else model
-    options = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"]["guide_options"].items()
-    }
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"]["guide_options"].items()}
     settings = Settings(**{**record["settings"], "guide_options": options})
     if guide is None and not settings.guide:
         raise ValueError(
             f"the fit in '{path}' was made with its own guide ({record['guide']['class']}), "
             "which has no name to rebuild it by; pass the same kind, bz.load(path, model=..., guide=...)"
         )
-    runs = tuple(
-        _run(saved, index, model, guide, rebuilt, settings, dtype, where)
-        for index in range(len(record["runs"]))
-    )
+    runs = tuple(_run(saved, index, model, guide, rebuilt, settings, dtype, where) for index in range(len(record["runs"])))
     return Fit(runs, record["best"], rebuilt, settings, record["seconds"])
 
 
@@ -135,8 +130,7 @@ def _check_sites(saved: Checkpoint, model: Callable[..., Any], data: Any) -> Pro
     except Exception as error:  # whatever a wrong model raises, it is the wrong model
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"the model cannot be called with the data of the saved fit ({reason}); "
-            "give the model that was fitted"
+            f"the model cannot be called with the data of the saved fit ({reason}); give the model that was fitted"
         ) from error
     wanted, found = saved.record["sites"], describe_sites(program)
     for kind in ("latents", "observed"):
@@ -155,11 +149,7 @@ def _shapes(sites: dict[str, list[int]]) -> str:
 def _model(saved: Checkpoint, dtype: torch.dtype) -> Callable[..., Any]:
     spec = saved.record["model"]
     build = next(
-        (
-            e.build
-            for e in ENTRIES.values()
-            if (e.build.__module__, e.build.__qualname__) == (spec["module"], spec["class"])
-        ),
+        (e.build for e in ENTRIES.values() if (e.build.__module__, e.build.__qualname__) == (spec["module"], spec["class"])),
         None,
     )
     if build is None or spec["arguments"] is None:
@@ -178,8 +168,7 @@ def _data(saved: Checkpoint, given: Any) -> Any:
         return given
     if meta.pop("streamed"):
         raise ValueError(
-            f"the data '{meta['name']}' were streamed and are not in the checkpoint; give them, "
-            "bz.load(path, data=...)"
+            f"the data '{meta['name']}' were streamed and are not in the checkpoint; give them, bz.load(path, data=...)"
         )
     groups: dict[str, dict[str, Any]] = {name: {} for name in ("inputs", "observed", "constants", "truth")}
     for key, tensor in saved.data.items():

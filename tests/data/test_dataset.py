@@ -107,9 +107,7 @@ def test_on_cuda(regression):
 
 def test_select():
     labels = tuple("abcdefghijkl")
-    data = dataclasses.replace(
-        table(), labels=labels, truth={"z": torch.arange(12), "w": torch.arange(12)}, local_sites=("z",)
-    )
+    data = dataclasses.replace(table(), labels=labels, truth={"z": torch.arange(12), "w": torch.arange(12)}, local_sites=("z",))
     part = data.select([3, -1, 0])
     assert torch.equal(part.inputs["x"], data.inputs["x"][[3, 11, 0]])
     assert torch.equal(part.observed, data.observed[[3, 11, 0]])

@@ -69,9 +69,7 @@ def test_zero_one_columns_stay(houses):
     assert data.scaler.input_sd[2:].tolist() == [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    "y", [np.array([0, 1] * 10), np.array([0.0, 1.0] * 10), np.array([False, True] * 10)]
-)
+@pytest.mark.parametrize("y", [np.array([0, 1] * 10), np.array([0.0, 1.0] * 10), np.array([False, True] * 10)])
 def test_zero_one_targets_stay(y):
     data = from_arrays(np.arange(20.0)[:, None], y, standardize=True)
     assert data.observed.tolist() == y.astype(float).tolist()
@@ -164,9 +162,7 @@ def test_json_round_trip_is_exact():
         again = Scaler.from_dict(json.loads(json.dumps(scaler.to_dict())))
         assert again.to_dict() == scaler.to_dict()
         assert again.feature_names == scaler.feature_names
-        assert torch.equal(
-            again.transform_inputs(torch.from_numpy(x)), scaler.transform_inputs(torch.from_numpy(x))
-        )
+        assert torch.equal(again.transform_inputs(torch.from_numpy(x)), scaler.transform_inputs(torch.from_numpy(x)))
         assert torch.equal(again.inverse_target(torch.ones(4, 2)), scaler.inverse_target(torch.ones(4, 2)))
 
 

@@ -40,14 +40,10 @@ def test_item_kinds():
     alone = from_dataset(Rows(4, lambda i: torch.full((2,), float(i))))
     assert not alone.inputs
     assert alone.observed.shape == (4, 2)
-    assert torch.equal(
-        from_dataset(Rows(4, lambda i: (torch.full((2,), float(i)),))).observed, alone.observed
-    )
+    assert torch.equal(from_dataset(Rows(4, lambda i: (torch.full((2,), float(i)),))).observed, alone.observed)
     floats = from_dataset(Rows(4, lambda i: (torch.ones(1).numpy(), 0.5 * i)))
     assert floats.observed.dtype == torch.get_default_dtype()
-    named = from_dataset(
-        Rows(4, lambda i: {"x": torch.ones(2), "y": i, "w": 1.0}), target="y", constants={"k": 2}
-    )
+    named = from_dataset(Rows(4, lambda i: {"x": torch.ones(2), "y": i, "w": 1.0}), target="y", constants={"k": 2})
     assert set(named.inputs) == {"x", "w"}
     assert set(named.observed) == {"y"}
     assert named.constants == {"k": 2}
@@ -76,9 +72,7 @@ def test_streamed_batches_equal_those_in_memory(regression):
     assert streamed.dim == 3
     assert streamed.dtype == torch.float32
     assert streamed.nbytes == whole.nbytes
-    for ours, theirs in zip(
-        streamed.batches(4, seed=2, epoch=1), whole.batches(4, seed=2, epoch=1), strict=True
-    ):
+    for ours, theirs in zip(streamed.batches(4, seed=2, epoch=1), whole.batches(4, seed=2, epoch=1), strict=True):
         assert torch.equal(ours, theirs)
         a, b = streamed.batch(ours, regression), whole.batch(theirs, regression)
         assert set(a) == set(b) == {"x", "y", "num_data", "index"}

@@ -135,7 +135,11 @@ def mixture(x: Any = None, *, num_data: int | None = None) -> Any:
 
 def test_mixture_as_a_plain_function() -> None:
     generator = torch.Generator().manual_seed(0)
-    parts = [-4 + torch.randn(60, generator=generator), torch.randn(40, generator=generator), 5 + torch.randn(30, generator=generator)]
+    parts = [
+        -4 + torch.randn(60, generator=generator),
+        torch.randn(40, generator=generator),
+        5 + torch.randn(30, generator=generator),
+    ]
     data = bz.data.Data(inputs={}, observed=torch.cat(parts))
     fit = bz.fit(mixture, data, guide="mean_field", progress=False)
     draws = fit.sample(2000)

@@ -21,11 +21,7 @@ def regression_data(rows=60, seed=0):
     # Orthogonal columns, so that the factorised family holds the posterior.
     design = torch.linalg.qr(torch.cat([torch.ones(rows, 1, dtype=torch.float64), x], 1)).Q
     x = design[:, 1:] * rows**0.5
-    y = (
-        0.5
-        + x @ torch.tensor([1.0, -2.0], dtype=torch.float64)
-        + torch.randn(rows, generator=g, dtype=torch.float64)
-    )
+    y = 0.5 + x @ torch.tensor([1.0, -2.0], dtype=torch.float64) + torch.randn(rows, generator=g, dtype=torch.float64)
     return bz.data.Data(inputs={"x": x}, observed=y)
 
 
@@ -70,9 +66,7 @@ def test_a_good_fit_is_good(fitted):
 
 def test_kl_is_loss_plus_log_evidence(fitted):
     found = fitted.diagnose()
-    q = dist.MultivariateNormal(
-        fitted.guide.location().detach(), torch.diag(fitted.sample(4000)["theta"].var(0))
-    )
+    q = dist.MultivariateNormal(fitted.guide.location().detach(), torch.diag(fitted.sample(4000)["theta"].var(0)))
     p = fitted.model.exact_posterior(fitted.data)["theta"]
     kl = float(torch.distributions.kl_divergence(q, p))
     # four Monte Carlo errors, and what the errors of 4,000 variances add
@@ -204,9 +198,7 @@ def test_k_hat_grows_with_the_tail_and_not_with_the_sign():
     torch.manual_seed(0)
     log_ratio = 0.9 * e.sample((20_000,))  # exp(0.9 E) is Pareto of shape 0.9
     found = smooth(log_ratio)
-    assert found.k_hat == pytest.approx(
-        0.9, abs=0.2
-    )  # some 424 tail draws: error (1 + k) / sqrt(424) is 0.09
+    assert found.k_hat == pytest.approx(0.9, abs=0.2)  # some 424 tail draws: error (1 + k) / sqrt(424) is 0.09
     assert not found.reliable
     assert smooth(torch.zeros(100)).exact
     assert smooth(-log_ratio).k_hat < 0.5

@@ -127,8 +127,7 @@ def test_predictive_draws_repeat_the_data(regression):
     y = fit.data.observed.numpy()
     predicted = tree["posterior_predictive"]["y"]
     inside = np.mean(
-        (y > predicted.quantile(0.05, ["chain", "draw"]).values)
-        & (y < predicted.quantile(0.95, ["chain", "draw"]).values)
+        (y > predicted.quantile(0.05, ["chain", "draw"]).values) & (y < predicted.quantile(0.95, ["chain", "draw"]).values)
     )
     assert inside == pytest.approx(0.9, abs=0.06)  # four binomial errors of 442 rows, 0.057
     assert float(tree["prior"]["theta"].std()) == pytest.approx(1.0, abs=0.05)  # its prior scale; 4,400 draws

@@ -28,9 +28,7 @@ def test_exact_where_the_model_knows_it():
     assert found.log_evidence == pytest.approx(float(model.log_evidence(data)), rel=1e-12)
     # four standard errors of 2,000 independent draws
     sd = float(truth.sd["pi"])
-    assert float(found.draws["pi"].mean()) == pytest.approx(
-        float(truth.mean["pi"]), abs=4 * sd / math.sqrt(2000)
-    )
+    assert float(found.draws["pi"].mean()) == pytest.approx(float(truth.mean["pi"]), abs=4 * sd / math.sqrt(2000))
 
 
 def test_nuts_agrees_with_the_exact_posterior_and_touches_nothing_global():

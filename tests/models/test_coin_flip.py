@@ -66,9 +66,7 @@ def test_binomial_coefficients_belong_to_counts_only():
 @pytest.mark.parametrize("data", [SEQUENCE, COUNTS])
 def test_model_density_is_posterior_times_evidence(data, identity_error):
     model = models.CoinFlip(1.5, 2.0)
-    assert (
-        identity_error(model, data, {"pi": torch.rand(20, dtype=F64)}) < 1e-11
-    )  # float64 rounding of lgamma
+    assert identity_error(model, data, {"pi": torch.rand(20, dtype=F64)}) < 1e-11  # float64 rounding of lgamma
 
 
 def test_exact_posterior_as_guide_has_loss_minus_log_evidence():

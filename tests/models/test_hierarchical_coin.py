@@ -14,9 +14,7 @@ F64 = torch.float64
 
 
 def people(heads, flips) -> Data:
-    return Data(
-        inputs={"total_count": torch.tensor(flips, dtype=F64)}, observed=torch.tensor(heads, dtype=F64)
-    )
+    return Data(inputs={"total_count": torch.tensor(flips, dtype=F64)}, observed=torch.tensor(heads, dtype=F64))
 
 
 CASES = {
@@ -40,17 +38,10 @@ def brute_force(data: Data, alpha: float = 1.0):
     log_kappa = np.linspace(math.log(100.0) - 20.0, math.log(100.0) + 20.0, 801)[None]
     mu, rest = special.expit(logit), special.expit(-logit)
     a, b = mu * np.exp(log_kappa), rest * np.exp(log_kappa)
-    log_joint = (
-        math.log(alpha)
-        + alpha * np.log(mu)
-        + np.log(rest)
-        + stats.norm.logpdf(log_kappa, math.log(100.0), 2.0)
-    )
+    log_joint = math.log(alpha) + alpha * np.log(mu) + np.log(rest) + stats.norm.logpdf(log_kappa, math.log(100.0), 2.0)
     for k, m in zip(x, n, strict=True):
         log_joint = log_joint + math.log(math.comb(m, k)) - sum(np.log(a + b + j) for j in range(m))
-        log_joint = (
-            log_joint + sum(np.log(a + j) for j in range(k)) + sum(np.log(b + j) for j in range(m - k))
-        )
+        log_joint = log_joint + sum(np.log(a + j) for j in range(k)) + sum(np.log(b + j) for j in range(m - k))
     peak = log_joint.max()
     joint = np.exp(np.maximum(log_joint - peak, -700.0))
 
@@ -178,9 +169,7 @@ def test_predictive_of_a_new_person_and_of_persons(monte_carlo):
     monte_carlo(known.sample((20_000,)), known.mean, known.variance.sqrt())
     draws = posterior.sample(50_000)["pi"][:, index]
     variance = 6.0 * (draws * (1.0 - draws)).mean(0) + 36.0 * draws.var(0)
-    torch.testing.assert_close(
-        known.variance, variance, rtol=0.03, atol=0.0
-    )  # Monte Carlo error of the draws
+    torch.testing.assert_close(known.variance, variance, rtol=0.03, atol=0.0)  # Monte Carlo error of the draws
     with pytest.raises(ValueError, match="at least one further flip"):
         model.exact_predictive(data, total_count=0)
 

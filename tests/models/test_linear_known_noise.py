@@ -15,9 +15,7 @@ F64 = torch.float64
 
 def table(n=40, dim=3, seed=0, noise=0.7) -> Data:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, dim, generator=generator, dtype=F64) @ torch.randn(
-        dim, dim, generator=generator, dtype=F64
-    )
+    x = torch.randn(n, dim, generator=generator, dtype=F64) @ torch.randn(dim, dim, generator=generator, dtype=F64)
     theta = torch.randn(dim, generator=generator, dtype=F64)
     y = 0.5 + x @ theta + noise * torch.randn(n, generator=generator, dtype=F64)
     return Data(inputs={"x": x}, observed=y)
@@ -80,10 +78,7 @@ def exact_fractions(x, y, prior_scale, sigma):
     y = [Fraction(v) for v in y.tolist()]
     inverse_noise, inverse_prior = 1 / Fraction(sigma) ** 2, 1 / Fraction(prior_scale) ** 2
     left = [
-        [
-            sum(x[i][a] * x[i][b] for i in range(n)) * inverse_noise + (a == b) * inverse_prior
-            for b in range(dim)
-        ]
+        [sum(x[i][a] * x[i][b] for i in range(n)) * inverse_noise + (a == b) * inverse_prior for b in range(dim)]
         for a in range(dim)
     ]
     right = [sum(x[i][a] * y[i] for i in range(n)) * inverse_noise for a in range(dim)]
@@ -109,9 +104,7 @@ def test_condition_number_of_1e8_and_a_prior_far_wider_than_the_posterior():
     x = left @ torch.diag(torch.tensor([1e4, 1.0, 1e-4], dtype=F64)) @ right
     y = x @ torch.tensor([1.0, 2.0, 3.0], dtype=F64) + sigma * torch.randn(n, generator=generator, dtype=F64)
     mean, sd = exact_fractions(x, y, prior_scale, sigma)
-    model = models.BayesianLinearRegression(
-        dim, prior_scale=prior_scale, noise_scale=sigma, intercept=False
-    ).double()
+    model = models.BayesianLinearRegression(dim, prior_scale=prior_scale, noise_scale=sigma, intercept=False).double()
     posterior = model.exact_posterior(Data(inputs={"x": x}, observed=y))
     # a singular value of 1e-8 relative size is known to about 1e-8: eps times the condition number
     np.testing.assert_allclose(posterior.sd["theta"], sd, rtol=1e-6)
@@ -123,9 +116,7 @@ def test_exact_posterior_as_guide_has_loss_minus_log_evidence():
     model = models.BayesianLinearRegression(3, noise_scale=0.7).double()
     guide = model.exact_posterior(data).as_guide()
     for elbo in (Trace_ELBO(), Trace_ELBO(8, vectorize_particles=True, max_plate_nesting=1)):
-        assert elbo.loss(model, guide, **data.bind(model)) == pytest.approx(
-            -float(model.log_evidence(data)), rel=1e-10
-        )
+        assert elbo.loss(model, guide, **data.bind(model)) == pytest.approx(-float(model.log_evidence(data)), rel=1e-10)
 
 
 def test_sequential_updating_is_the_batch_answer():
@@ -149,13 +140,9 @@ def test_maximum_likelihood_is_least_squares_and_map_is_ridge():
     model = models.BayesianLinearRegression(3, prior_scale=width, noise_scale=sigma).double()
     x = np.column_stack([np.ones(40), data.inputs["x"].numpy()])
     y = data.observed.numpy()
-    np.testing.assert_allclose(
-        model.maximum_likelihood(data)["theta"], np.linalg.lstsq(x, y, rcond=None)[0], atol=1e-12
-    )
+    np.testing.assert_allclose(model.maximum_likelihood(data)["theta"], np.linalg.lstsq(x, y, rcond=None)[0], atol=1e-12)
     ridge = np.linalg.solve(x.T @ x + (sigma / width) ** 2 * np.eye(4), x.T @ y)
-    np.testing.assert_allclose(
-        model.maximum_a_posteriori(data)["theta"], ridge, atol=1e-7
-    )  # width in float32
+    np.testing.assert_allclose(model.maximum_a_posteriori(data)["theta"], ridge, atol=1e-7)  # width in float32
     assert set(model.maximum_likelihood(data)) == {"theta"}
 
 

@@ -106,9 +106,7 @@ def test_given_sigma_theta_has_the_conjugate_posterior():
     torch.testing.assert_close(given.mean[0], expected.mean, atol=1e-12, rtol=0.0)
     torch.testing.assert_close(given.variance[0], expected.variance, atol=1e-12, rtol=0.0)
     theta = torch.randn(5, 1, 4, dtype=F64)
-    torch.testing.assert_close(
-        given.log_prob(theta)[:, 0], expected.log_prob(theta[:, 0]), rtol=1e-11, atol=0.0
-    )
+    torch.testing.assert_close(given.log_prob(theta)[:, 0], expected.log_prob(theta[:, 0]), rtol=1e-11, atol=0.0)
 
 
 def test_exact_posterior_as_guide_has_loss_minus_log_evidence():
@@ -116,9 +114,7 @@ def test_exact_posterior_as_guide_has_loss_minus_log_evidence():
     model = models.BayesianLinearRegression(3).double()
     guide = model.exact_posterior(data).as_guide()
     for elbo in (Trace_ELBO(), Trace_ELBO(8, vectorize_particles=True, max_plate_nesting=1)):
-        assert elbo.loss(model, guide, **data.bind(model)) == pytest.approx(
-            -float(model.log_evidence(data)), rel=1e-10
-        )
+        assert elbo.loss(model, guide, **data.bind(model)) == pytest.approx(-float(model.log_evidence(data)), rel=1e-10)
 
 
 def test_map_is_where_the_models_own_density_is_flat(log_joint):

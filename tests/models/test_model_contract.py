@@ -131,9 +131,7 @@ def test_no_call_and_no_fit_changes_a_buffer(kind, settings, data):
 def test_settings_rebuild_the_model(kind, settings, data):
     model = kind(**settings)
     again = kind(**model.config())
-    assert {k: v.tolist() for k, v in again.named_buffers()} == {
-        k: v.tolist() for k, v in model.named_buffers()
-    }
+    assert {k: v.tolist() for k, v in again.named_buffers()} == {k: v.tolist() for k, v in model.named_buffers()}
     assert type(model).__name__ in repr(model)
 
 
@@ -162,9 +160,7 @@ def test_plates_refuse_contradictions():
 
 def test_the_folder_cannot_be_imported_under_a_second_name():
     root = Path(models.__file__).resolve().parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", "import models"], cwd=root, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", "import models"], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "ImportError" in done.stderr
     assert "bayeszoo.models" in done.stderr

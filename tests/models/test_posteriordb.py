@@ -21,9 +21,7 @@ def test_quadrature_agrees_with_the_reference_draws(name, shared_data):
         inputs={"x": torch.tensor(raw["X"], dtype=torch.float64)},
         observed=torch.tensor(raw["y"], dtype=torch.float64),
     )
-    model = models.BayesianLinearRegression(
-        raw["D"], prior_scale=10.0, noise_prior_scale=10.0, intercept=False
-    )
+    model = models.BayesianLinearRegression(raw["D"], prior_scale=10.0, noise_prior_scale=10.0, intercept=False)
     posterior = model.exact_posterior(data)
     with np.load(folder / "draws.npz") as stored:
         draws = {key: stored[key].astype(np.float64) for key in stored.files}

@@ -86,9 +86,7 @@ def test_count_evidence_against_scipy_and_its_limit_of_equal_chances():
     x = torch.tensor([3.0, 3.0, 0.0, 8.0], dtype=F64)
     n = torch.tensor([10.0, 12.0, 4.0, 8.0], dtype=F64)
     a, b = torch.tensor([0.4, 3.0, 500.0], dtype=F64), torch.tensor([2.0, 0.7, 400.0], dtype=F64)
-    expected = [
-        stats.betabinom.logpmf(x, n.int(), float(p), float(q)).sum() for p, q in zip(a, b, strict=True)
-    ]
+    expected = [stats.betabinom.logpmf(x, n.int(), float(p), float(q)).sum() for p, q in zip(a, b, strict=True)]
     np.testing.assert_allclose(CountEvidence(x, n)(a.log(), b.log(), (a + b).log()), expected, rtol=1e-11)
     large = torch.tensor([0.3e14, 0.7e14, 1e14], dtype=F64).log()
     alike = CountEvidence(x, n)(*large)

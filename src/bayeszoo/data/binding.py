@@ -32,13 +32,10 @@ def model_parameters(model: Model) -> dict[str, inspect.Parameter]:
         ValueError: if the model is not callable, or is a class instead of an instance.
     """
     if isinstance(model, type):
-        raise ValueError(
-            f"the model is the class {model.__name__}, but an instance is needed; write {model.__name__}(...)"
-        )
+        raise ValueError(f"the model is the class {model.__name__}, but an instance is needed; write {model.__name__}(...)")
     if not callable(model):
         raise ValueError(
-            f"the model is a {type(model).__name__}, but a PyroModule or a function is needed; "
-            "give one that can be called"
+            f"the model is a {type(model).__name__}, but a PyroModule or a function is needed; give one that can be called"
         )
     try:
         signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
@@ -67,15 +64,11 @@ def takes_index(model: Model) -> bool:
 def open_parameters(model: Model, given: Mapping[str, Any]) -> list[str]:
     """Returns the parameters with default None that may take observed values: neither given nor reserved."""
     return [
-        name
-        for name, p in model_parameters(model).items()
-        if p.default is None and name not in given and name not in RESERVED
+        name for name, p in model_parameters(model).items() if p.default is None and name not in given and name not in RESERVED
     ]
 
 
-def name_observed(
-    model: Model, observed: Tensor | Mapping[str, Tensor], given: Mapping[str, Any]
-) -> dict[str, Tensor]:
+def name_observed(model: Model, observed: Tensor | Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Tensor]:
     """Returns the observed values by parameter name; a bare tensor goes to the first open parameter.
 
     Args:

@@ -68,8 +68,7 @@ def coin_flips(form: str = "persons", seed: int = 0) -> Data:
             inputs={},
             observed=(order < int(same_side.sum())).to(torch.float64),
             observation_dim="flip",
-            note=f"a permutation drawn with seed {seed}: the published table has counts, no order of the "
-            "flips",
+            note=f"a permutation drawn with seed {seed}: the published table has counts, no order of the flips",
             **metadata,
         )
     raise ValueError(f"form must be 'persons', 'pooled' or 'sequence', not {form!r}; choose one")
@@ -163,7 +162,5 @@ def load(name: str, **options: Any) -> Data:
     for option in options:
         if option not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
-            raise ValueError(
-                f"data set {name!r} has no option {option!r}; {nearest(option, known)}{has}; leave it out"
-            )
+            raise ValueError(f"data set {name!r} has no option {option!r}; {nearest(option, known)}{has}; leave it out")
     return loader(**options)

@@ -61,9 +61,7 @@ def to_tensor(label: str, value: Any) -> Tensor:
     if value.layout != torch.strided:
         raise ValueError(f"{label} is a sparse tensor, but a dense one is needed; call .to_dense() on it")
     if value.is_complex():
-        raise ValueError(
-            f"{label} has dtype {value.dtype}, but real numbers are needed; give its .real and .imag parts"
-        )
+        raise ValueError(f"{label} has dtype {value.dtype}, but real numbers are needed; give its .real and .imag parts")
     value = value.detach()
     return value.long() if value.dtype in _WIDE_UNSIGNED else value
 
@@ -76,14 +74,10 @@ def check_rows(label: str, tensor: Tensor) -> None:
             "give a tensor of shape (N, ...), or put it into constants={...}"
         )
     if tensor.numel() == 0:
-        raise ValueError(
-            f"{label} is empty: its shape is {tuple(tensor.shape)}, but at least one value is needed"
-        )
+        raise ValueError(f"{label} is empty: its shape is {tuple(tensor.shape)}, but at least one value is needed")
 
 
-def check_finite(
-    label: str, tensor: Tensor, columns: Sequence[str] = (), rows: Sequence[int] | None = None
-) -> None:
+def check_finite(label: str, tensor: Tensor, columns: Sequence[str] = (), rows: Sequence[int] | None = None) -> None:
     """Refuses NaN and Inf, naming the column and the row of the first one.
 
     Args:
@@ -108,8 +102,7 @@ def check_finite(
         place = f"element {tuple(where[1:])} of {label}"
     row = (where[0] if rows is None else rows[where[0]]) + 1
     raise ValueError(
-        f"{place} holds {shown} in row {row} (rows count from 1), but every value must be finite; "
-        "remove that row or fill it in"
+        f"{place} holds {shown} in row {row} (rows count from 1), but every value must be finite; remove that row or fill it in"
     )
 
 
@@ -149,10 +142,7 @@ def check_same_rows(tensors: Mapping[str, Tensor], columns: Mapping[str, Sequenc
                 "inputs and observed tensors must count the same observations (or be constants)"
             )
         if tensor.device != reference.device:
-            raise ValueError(
-                f"{label} is on {tensor.device}, but {first} is on {reference.device}; move both "
-                "to one device"
-            )
+            raise ValueError(f"{label} is on {tensor.device}, but {first} is on {reference.device}; move both to one device")
         # Names that do not fit the columns are refused later, once the tensors are known to be sound.
         names = columns.get(label, ())
         check_finite(label, tensor, names if tensor.shape[1:] == (len(names),) else ())

@@ -82,9 +82,7 @@ class Data:
             self._set(name, FrozenDict(named_values(name, getattr(self, name))))
         self._set("inputs", FrozenDict({k: to_tensor(f"input {k!r}", v) for k, v in self.inputs.items()}))
         if isinstance(self.observed, Mapping):
-            named = {
-                k: to_tensor(f"observed {k!r}", v) for k, v in named_values("observed", self.observed).items()
-            }
+            named = {k: to_tensor(f"observed {k!r}", v) for k, v in named_values("observed", self.observed).items()}
             self._set("observed", FrozenDict({k: _numeric(v) for k, v in named.items()}))
         else:
             self._set("observed", _numeric(to_tensor(self._observed_label, self.observed)))
@@ -113,16 +111,12 @@ class Data:
         x, names = self.inputs.get("x"), len(self.feature_names)
         if names and (x is None or x.ndim != 2 or x.shape[1] != names):
             shape = "there is no input 'x'" if x is None else f"input 'x' has shape {tuple(x.shape)}"
-            raise ValueError(
-                f"feature_names has {names} names, but {shape}; give one name for each column of 'x'"
-            )
+            raise ValueError(f"feature_names has {names} names, but {shape}; give one name for each column of 'x'")
         if len(set(self.feature_names)) < names:
             twice = next(name for name in self.feature_names if self.feature_names.count(name) > 1)
             raise ValueError(f"two columns of input 'x' are named {twice!r}; give each its own name")
         if self.labels and len(self.labels) != len(self):
-            raise ValueError(
-                f"labels has {len(self.labels)} names for {len(self)} observations; give one each"
-            )
+            raise ValueError(f"labels has {len(self.labels)} names for {len(self)} observations; give one each")
 
     def __len__(self) -> int:
         return len(next(iter(self._observed_tensors().values())))
@@ -170,9 +164,7 @@ class Data:
         x = self.inputs.get("x")
         if x is None or x.ndim < 2:
             has = "there is no such input" if x is None else f"it has shape {tuple(x.shape)}"
-            raise ValueError(
-                f"dim counts the columns of input 'x', but {has}; give inputs={{'x': (N, D) tensor}}"
-            )
+            raise ValueError(f"dim counts the columns of input 'x', but {has}; give inputs={{'x': (N, D) tensor}}")
         return x.shape[-1]
 
     def observed_dict(self, model: Model) -> dict[str, Tensor]:
@@ -221,13 +213,10 @@ class Data:
         if index.dtype == torch.bool and index.shape == (n,):
             index = index.nonzero()[:, 0]
         if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
-            raise ValueError(
-                "rows must be a slice, a list of row numbers, or a mask with one entry for each row"
-            )
+            raise ValueError("rows must be a slice, a list of row numbers, or a mask with one entry for each row")
         if len(index) and not -n <= int(index.min()) <= int(index.max()) < n:
             raise ValueError(
-                f"rows must lie between 0 and {n - 1}, but they reach from {int(index.min())} to "
-                f"{int(index.max())}"
+                f"rows must lie between 0 and {n - 1}, but they reach from {int(index.min())} to {int(index.max())}"
             )
         index = index.long() % n
         near = index.to(self.device)
@@ -319,9 +308,7 @@ class Data:
         return replace(
             self,
             inputs={k: move(v) for k, v in self.inputs.items()},
-            observed={k: move(v) for k, v in observed.items()}
-            if isinstance(observed, Mapping)
-            else move(observed),
+            observed={k: move(v) for k, v in observed.items()} if isinstance(observed, Mapping) else move(observed),
             constants={k: move(v) for k, v in self.constants.items()},
         )
 
@@ -341,9 +328,7 @@ def apply_scaler(data: Data, scaler: Scaler) -> Data:
     """Returns raw data standardised by the scaler, which stands in the result."""
     observed = data.observed
     if scaler.target_scaled and isinstance(observed, Tensor):
-        observed = scaler.transform_target(
-            observed if observed.is_floating_point() else observed.to(data.dtype)
-        )
+        observed = scaler.transform_target(observed if observed.is_floating_point() else observed.to(data.dtype))
     inputs = {**data.inputs, "x": scaler.transform_inputs(data.inputs["x"])}
     return replace(data, inputs=inputs, observed=observed, scaler=scaler)
 

@@ -32,9 +32,7 @@ def _moments(label: str, values: Tensor) -> tuple[Tensor, Tensor]:
         )
     mean, sd = values.mean(), values.std(correction=0)
     if not 0.0 < float(sd) < float("inf"):
-        raise ValueError(
-            f"{label} has values too extreme for a finite standard deviation; give it in another unit"
-        )
+        raise ValueError(f"{label} has values too extreme for a finite standard deviation; give it in another unit")
     return mean, sd
 
 
@@ -78,8 +76,7 @@ class Scaler:
         size = (len(self.feature_names),)
         if self.input_mean.shape != size or self.input_sd.shape != size or len(self.scaled) != size[0]:
             raise ValueError(
-                f"a scaler needs one mean, sd and flag for each of its {size[0]} columns; "
-                "make it with Scaler.fit(...)"
+                f"a scaler needs one mean, sd and flag for each of its {size[0]} columns; make it with Scaler.fit(...)"
             )
         if (self.target_mean is None) != (self.target_sd is None):
             raise ValueError("a scaler needs both target_mean and target_sd, or neither; give the other one")
@@ -124,9 +121,7 @@ class Scaler:
             moments = [_moments(name, column) for name, column in zip(names, columns, strict=True)]
             target_mean = torch.stack([m for m, _ in moments]).reshape(y.shape[1:])
             target_sd = torch.stack([s for _, s in moments]).reshape(y.shape[1:])
-        return cls(
-            tuple(feature_names), mean, sd, tuple(map(bool, scaled)), target_name, target_mean, target_sd
-        )
+        return cls(tuple(feature_names), mean, sd, tuple(map(bool, scaled)), target_name, target_mean, target_sd)
 
     @property
     def target_scaled(self) -> bool:

@@ -45,17 +45,13 @@ def simulate(model: Model, n: int, seed: int, *, inputs: Mapping[str, Any] | Non
         ValueError: one sentence, if n or the inputs do not fit, or the model gives no n observed values.
     """
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-        raise ValueError(
-            f"n must be an integer of at least 1, not {n!r}; give the number of observations to draw"
-        )
+        raise ValueError(f"n must be an integer of at least 1, not {n!r}; give the number of observations to draw")
     n = int(n)
     name = binding.model_name(model)
     given = {k: to_tensor(f"input {k!r}", v) for k, v in (inputs or {}).items()}
     for key, value in given.items():
         if value.ndim == 0 or len(value) != n:
-            raise ValueError(
-                f"input {key!r} has shape {tuple(value.shape)}, but n={n}; give n rows, or ask for that many"
-            )
+            raise ValueError(f"input {key!r} has shape {tuple(value.shape)}, but n={n}; give n rows, or ask for that many")
     with _isolated(seed), torch.no_grad():
         if not given and _needs_only_x(model):
             given = {"x": torch.randn(n, model.dim, **_like(model))}  # type: ignore[attr-defined]
@@ -75,11 +71,7 @@ def simulate(model: Model, n: int, seed: int, *, inputs: Mapping[str, Any] | Non
         observed = observed[free[0]]
     for value in observed.values() if isinstance(observed, Mapping) else (observed,):
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != n:
-            got = (
-                f"a tensor of shape {tuple(value.shape)}"
-                if isinstance(value, Tensor)
-                else type(value).__name__
-            )
+            got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
                 f"model {name} gave {got} instead of {n} observed values; let its data plate have the "
                 "size num_data, and name its observed site like the parameter that takes the data, or "
@@ -98,9 +90,7 @@ def simulate(model: Model, n: int, seed: int, *, inputs: Mapping[str, Any] | Non
 
 def _needs_only_x(model: Model) -> bool:
     required = [
-        name
-        for name, p in binding.model_parameters(model).items()
-        if p.default is p.empty and name not in ("**", *RESERVED)
+        name for name, p in binding.model_parameters(model).items() if p.default is p.empty and name not in ("**", *RESERVED)
     ]
     return required == ["x"] and isinstance(getattr(model, "dim", None), int)
 

@@ -61,9 +61,7 @@ def from_dataset(
     Raises:
         ValueError: one sentence, for a dataset without length or rows and for items of other kinds or shapes.
     """
-    if isinstance(dataset, IterableDataset) or not (
-        hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    ):
+    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise ValueError(
             f"the dataset is a {type(dataset).__name__}, but one with len() and [i] is needed, because a "
             "fit must know how many rows there are; use a map-style dataset"
@@ -180,9 +178,7 @@ class StreamedData:
         index = torch.arange(n)[rows] if isinstance(rows, slice) else torch.as_tensor(rows)
         numbers = [int(i) for i in index.tolist()]
         if index.ndim != 1 or not numbers or not 0 <= min(numbers) <= max(numbers) < n:
-            raise ValueError(
-                f"rows must be a slice or a list of row numbers between 0 and {n - 1}; give at least one"
-            )
+            raise ValueError(f"rows must be a slice or a list of row numbers between 0 and {n - 1}; give at least one")
         items = numbers if self.rows is None else [self.rows[i] for i in numbers]
         inputs, observed = _Reader(self.dataset, self.target).fetch(items)
         data = Data(
@@ -239,9 +235,7 @@ class _Reader:
         for place, i in enumerate(items):
             for key, value in self._item(i).items():
                 if place == 0:
-                    stacks[key] = torch.empty(
-                        (len(items), *value.shape), dtype=value.dtype, device=value.device
-                    )
+                    stacks[key] = torch.empty((len(items), *value.shape), dtype=value.dtype, device=value.device)
                 stack = stacks.get(key)
                 if stack is None or stack.shape[1:] != value.shape or stack.dtype != value.dtype:
                     raise ValueError(
@@ -282,7 +276,5 @@ def _tensor(label: str, value: Any) -> Tensor:
     if isinstance(value, bool | int | float):
         return torch.tensor(value)
     if type(value).__module__.startswith("PIL"):
-        raise ValueError(
-            f"{label} is a picture, but a tensor is needed; give the dataset transform=ToTensor()"
-        )
+        raise ValueError(f"{label} is a picture, but a tensor is needed; give the dataset transform=ToTensor()")
     return to_tensor(label, value)

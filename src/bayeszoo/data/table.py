@@ -57,29 +57,20 @@ def from_csv(
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no file {str(path)!r}; give the path of a CSV file with a header line"
-        )
+        raise FileNotFoundError(f"there is no file {str(path)!r}; give the path of a CSV file with a header line")
     try:
         with warnings.catch_warnings():
             # With index_col=False pandas warns where rows are longer than the header line, and drops cells.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(
-                path, encoding="utf-8-sig", skipinitialspace=True, low_memory=False, index_col=False
-            )
+            frame = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True, low_memory=False, index_col=False)
     except pd.errors.ParserWarning:
-        raise ValueError(
-            f"the rows of {path.name} have more cells than its header line has names; name every column"
-        ) from None
+        raise ValueError(f"the rows of {path.name} have more cells than its header line has names; name every column") from None
     except pd.errors.EmptyDataError:
-        raise ValueError(
-            f"{path.name} is empty; give a CSV file with a header line and at least one row"
-        ) from None
+        raise ValueError(f"{path.name} is empty; give a CSV file with a header line and at least one row") from None
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[-1].removeprefix("Error tokenizing data. C error: ")
         raise ValueError(
-            f"{path.name} is not a readable CSV file ({reason}); save it as UTF-8 text with commas "
-            "between the columns"
+            f"{path.name} is not a readable CSV file ({reason}); save it as UTF-8 text with commas between the columns"
         ) from None
     frame.columns = [str(c).strip() for c in frame.columns]
     return from_frame(
@@ -128,9 +119,7 @@ def from_frame(
     frame = as_frame(frame)
     known = list(frame.columns)
     if isinstance(features, str):
-        raise ValueError(
-            f"features must be a list of column names, not the text {features!r}; write [{features!r}]"
-        )
+        raise ValueError(f"features must be a list of column names, not the text {features!r}; write [{features!r}]")
     names = [c for c in known if c != target] if features is None else list(features)
     for column in (target, *names):
         if column not in known:
@@ -141,10 +130,7 @@ def from_frame(
     if target in names:
         raise ValueError(f"column {target!r} is both the target and a feature; leave it out of features")
     if len(set(names)) < len(names) or not names:
-        raise ValueError(
-            f"the features {names} must be at least one column, each once; give features=[...] with other "
-            "columns"
-        )
+        raise ValueError(f"the features {names} must be at least one column, each once; give features=[...] with other columns")
     if len(frame) == 0:
         raise ValueError("the table has no rows, but at least one is needed; give a table with observations")
     columns = []
@@ -205,13 +191,10 @@ def from_arrays(
         dtype = x.dtype if x.is_floating_point() else torch.float64
     _check_options(standardize, None, dtype)
     if x.ndim < 2:
-        raise ValueError(
-            f"X has shape {tuple(x.shape)}, but (N, D) is needed; write X[:, None] for a single column"
-        )
+        raise ValueError(f"X has shape {tuple(x.shape)}, but (N, D) is needed; write X[:, None] for a single column")
     if y.ndim == 0 or (y.ndim == 2 and y.shape[1] == 1):
         raise ValueError(
-            f"y has shape {tuple(y.shape)}, but (N,) is needed (a column would broadcast against rows); "
-            "write y.reshape(-1)"
+            f"y has shape {tuple(y.shape)}, but (N,) is needed (a column would broadcast against rows); write y.reshape(-1)"
         )
     if x.ndim > 2 and (standardize or feature_names is not None):
         raise ValueError(
@@ -249,9 +232,7 @@ def _check_options(standardize: object, categories: object, dtype: torch.dtype) 
         raise ValueError(f"dtype must be a floating dtype such as torch.float64, not {dtype}; choose one")
 
 
-def _target(
-    name: str, column: pd.Series, categories: Categories, dtype: torch.dtype
-) -> tuple[Tensor, tuple[str, ...]]:
+def _target(name: str, column: pd.Series, categories: Categories, dtype: torch.dtype) -> tuple[Tensor, tuple[str, ...]]:
     """Returns the target, shape `(N,)`, and its class names (empty unless it is text or boolean)."""
     if is_text(name, column):
         if categories is None:
@@ -278,9 +259,7 @@ def _num_classes(y: Tensor) -> int | None:
     return len(counts) if len(counts) > 1 and int(counts.min()) >= 2 else None
 
 
-def _assemble(
-    x: Tensor, y: Tensor, standardize: Standardize, *, class_names: tuple[str, ...] = (), **metadata: Any
-) -> Data:
+def _assemble(x: Tensor, y: Tensor, standardize: Standardize, *, class_names: tuple[str, ...] = (), **metadata: Any) -> Data:
     """Validates the raw table first, so that NaN is named by row, and then scales it."""
     data = Data(inputs={"x": x}, observed=y, class_names=class_names, **metadata)
     data = replace(data, num_classes=len(class_names) or _num_classes(y))
