@@ -359,7 +359,8 @@ class _Runner:
         make, own_rate = _optimizer(self.optimizer, rate, 1e-3 if scale_free else 1e-8)
         plan = self.plan
         if automatic and (self.optimizer is not None or not scale_free):
-            first: float = own_rate or getattr(owned.guide, "first_step", rate)
+            chosen: Any = own_rate or getattr(owned.guide, "first_step", rate)
+            first = float(chosen)
             plan = Plan(first_step=first, last_step=first / 16, max_steps=plan.max_steps, window=200)
         loop = Loop(
             objective,
