@@ -1,7 +1,7 @@
 """The numbers that a model is made with: read once, checked once, kept as buffers.
 
-Python numbers take torch's default dtype; tensors keep theirs, so that a model updated with float64
-posteriors loses no digits. Every setting is copied: no call and no fit can reach the caller's tensor through
+Python numbers become float64, so that no digit of what was written is lost; tensors keep their dtype. The models cast
+them to the dtype of the data. Every setting is copied: no call and no fit can reach the caller's tensor through
 the model.
 """
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 def read(name: str, value: float | list[float] | Tensor) -> Tensor:
     """Return a finite floating copy of a setting; ValueError otherwise."""
-    tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(value)
+    tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
     if not tensor.is_floating_point():
-        tensor = tensor.to(torch.get_default_dtype())
+        tensor = tensor.to(torch.float64)
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name} must be finite, but is {_shown(tensor)}; give finite numbers")
     return tensor

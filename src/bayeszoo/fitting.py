@@ -76,6 +76,9 @@ def fit(
         ValueError: one sentence for what was wrong, before anything is trained.
         NonFiniteError: the loss or a gradient became NaN or infinite; `error.fit` holds the last finite state.
     """
+    check = getattr(model, "check", None)
+    if callable(check):
+        check(data)
     if guide is None:
         guide = matching_guide(model, data)
     name = ""

@@ -81,6 +81,7 @@ def plot_posterior(
         truth = _draws(exact, n)[site][_at(index)].numpy()
         x = _range(np.concatenate([values, truth]))
         if known is not None and not known.event_shape and not index:
+            x = x[known.support.check(torch.from_numpy(x)).numpy()]
             density = known.log_prob(torch.from_numpy(x)).exp().numpy()
         else:
             density = _kde(truth, x)

@@ -141,7 +141,8 @@ def test_settings_are_copies_and_tensors_keep_their_precision():
     mean += 1.0
     assert model.prior_mean.dtype == torch.float64
     assert model.prior_mean.tolist() == [0.0, 0.0, 0.0]
-    assert models.CoinFlip().alpha.dtype == torch.get_default_dtype()
+    assert models.CoinFlip().alpha.dtype == torch.float64
+    assert float(models.CoinFlip(0.4).alpha) == 0.4  # no digit is lost
     assert models.CoinFlip().double().alpha.dtype == torch.float64
 
 
