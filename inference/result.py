@@ -79,27 +79,30 @@ class Run:
         self.k_hat = weights.k_hat
         if weights.exact:
             return
-        proposals, size = draws, sum(site.shape.numel() for site in self.program.continuous.values())
-        guide = self.owned.guide
-        if getattr(guide, "can_widen", False) and size <= 200:
+        size = sum(site.shape.numel() for site in self.program.continuous.values())
+        guide, reliable, found = self.owned.guide, weights.reliable, None
+        own = {name: draws.values[name] for name in self.program.continuous}
+        if reliable and own:
+            found = contradiction(own, own, weights)
+        if found is None and getattr(guide, "can_widen", False) and size <= 200:
             # Draws that must be taken one by one are dear.
             num = max(1000, min(16_000, 8 * chunk_size(self.program.num_data, 8))) if self.each.vectorized else 1000
             with guide.widened(widening(size)):
                 wide = self.draws(data, num, seed + 2, discrete=False)
             assert wide.log_ratio is not None
             wide_weights = smooth(wide.log_ratio)
-            # A thin tail can spoil the guide's own weights and leave its moments right: then the widened guide's decide.
-            if wide_weights.reliable or not weights.reliable:
-                proposals, weights = wide, wide_weights
-                draws = self.draws(data, num, seed + 3, discrete=False, score=False)
-        if not weights.reliable:
+            if wide_weights.reliable:
+                # A thin tail can spoil the guide's own weights and leave its moments right: then these decide alone.
+                own = self.draws(data, num, seed + 3, discrete=False, score=False).values
+                own = {name: own[name] for name in self.program.continuous}
+                found = contradiction(own, wide.values, wide_weights, means=not reliable)
+                reliable = True
+        if not reliable:
             self.doubt = (
                 f"k-hat {self.k_hat:.2f} says that this guide is far from the posterior somewhere: try a richer family and look at "
                 "diagnose()"
             )
             return
-        continuous = {name: draws.values[name] for name in self.program.continuous}
-        found = contradiction(continuous, proposals.values, weights) if continuous else None
         if found is not None:
             self.doubt = (
                 f"importance weights move the mean of {found.site} by {found.mean:.2f} sd and its sd by {-found.sd / (1 + found.sd):+.0%}: "

@@ -31,14 +31,22 @@ def widening(size: int) -> float:
     return low
 
 
-def contradiction(values: Mapping[str, Tensor], proposals: Mapping[str, Tensor], weights: Weights) -> Disagreement | None:
+def contradiction(
+    values: Mapping[str, Tensor], proposals: Mapping[str, Tensor], weights: Weights, *, means: bool = True
+) -> Disagreement | None:
     """The continuous latent whose moments the weights contradict most, None if they confirm all.
 
     Args:
         values: the guide's own draws, site -> (S, ...).
-        proposals: the draws that `weights` belong to.
+        proposals: the draws that `weights` belong to. The same draws as `values` share their Monte Carlo error with them,
+            so only the weights' own is left.
+        means: whether to compare means, too: the guide's own draws tell them better than a widened guide's.
     """
-    noise = math.sqrt(1 / weights.effective_draws + 1 / len(next(iter(values.values()))))
+    num = len(next(iter(values.values())))
+    if proposals is values:
+        noise = math.sqrt(max(0.0, 1 / weights.effective_draws - 1 / num))
+    else:
+        noise = math.sqrt(1 / weights.effective_draws + 1 / num)
     worst, found = 1.0, None
     for name, draws in values.items():
         if not draws.is_floating_point():
@@ -47,7 +55,9 @@ def contradiction(values: Mapping[str, Tensor], proposals: Mapping[str, Tensor],
         mean, sd = weights.moments(proposals[name].detach().double().cpu().numpy().reshape(len(proposals[name]), -1))
         sd = np.maximum(sd, 1e-300)
         shift, ratio = np.abs(raw.mean(0) - mean) / sd, raw.std(0) / sd - 1
-        score = np.maximum(shift / (LIMIT + noise), np.abs(ratio) / (LIMIT + noise / math.sqrt(2)))
+        score = np.abs(ratio) / (LIMIT + noise / math.sqrt(2))
+        if means:
+            score = np.maximum(score, shift / (LIMIT + noise))
         k = int(np.nan_to_num(score).argmax())
         if score[k] > worst:
             place = ", ".join(str(int(i)) for i in np.unravel_index(k, draws.shape[1:])) if draws.dim() > 1 else ""
