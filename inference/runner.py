@@ -134,11 +134,19 @@ def fit(
                 runs.append(runner.run(restart))
             except NonFiniteError as error:
                 if runner.partial is not None:
-                    partial = Fit((runner.partial,), 0, data, settings, time.perf_counter() - began)
-                    error.fit = partial
+                    runs.append(runner.partial)
+                if runs:
+                    error.fit = Fit(tuple(runs), _best(runs), data, settings, time.perf_counter() - began)
                 raise
-    best = min(range(restarts), key=lambda r: (math.isnan(runs[r].loss), runs[r].loss))
+            if runner.interrupted:
+                break
+    best = _best(runs)
     return Fit(runs=tuple(runs), best=best, data=data, settings=settings, seconds=time.perf_counter() - began)
+
+
+def _best(runs: Sequence[Run]) -> int:
+    """The run with the lowest loss; a loss that is NaN comes last."""
+    return min(range(len(runs)), key=lambda r: (math.isnan(runs[r].loss), runs[r].loss))
 
 
 def _own(model: Any, guide: GuideBuilder, data: Any, dtype: torch.dtype, device: torch.device, seed: int) -> Owned:
@@ -219,6 +227,7 @@ class _Runner:
         self.program: Program = describe(owned.model, data)
         self.full: Mapping[str, Any] = data.bind(owned.model)
         self.partial: Run | None = None
+        self.interrupted = False
 
     def run(self, restart: int) -> Run:
         began = time.perf_counter()
@@ -384,7 +393,6 @@ class _Runner:
                     assert settings.steps is not None
                     run_fixed(loop, settings.steps, self._schedule())
             except NonFiniteError as error:
-                # The updates before this step were finite, and so are the parameters.
                 history.stop_reason = f"not converged: {error}"
                 if history.losses:
                     self.partial = Run(
@@ -393,6 +401,7 @@ class _Runner:
                     self.partial.loss = history.losses[-1]
                 raise
             except KeyboardInterrupt:
+                self.interrupted = True
                 history.stop_reason = f"interrupted after {len(history.losses)} steps"
 
     def _batches(self) -> Iterator[Mapping[str, Any]]:

@@ -69,6 +69,8 @@ class Loop:
     def __post_init__(self) -> None:
         self.leaves = [p for p in self.parameters.values() if p.requires_grad]
         self.optimizer = self.make_optimizer(self.leaves)
+        # The parameters of the last finite loss: an update can be finite and still lead nowhere.
+        self.finite = [p.detach().clone() for p in self.leaves]
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def set_rate(self, factor: float) -> None:
@@ -91,14 +93,23 @@ class Loop:
         surrogate, loss = self.objective(kwargs)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise NonFiniteError(self._blame(kwargs, value, number))
+            message = self._blame(kwargs, value, number)
+            self._step_back()
+            raise NonFiniteError(message)
         surrogate.backward()
         self._check_gradients(number)
+        if self.leaves:
+            torch._foreach_copy_(self.finite, [p.detach() for p in self.leaves])
         self.optimizer.step()
         self.history.losses.append(value)
         progress = Progress(number, value, self.optimizer.param_groups[0]["lr"], self.total_steps, tuple(self.leaves))
         answers = [callback(progress) for callback in self.callbacks]
         return any(answer is True for answer in answers)
+
+    def _step_back(self) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.leaves, self.finite, strict=True):
+                parameter.copy_(value)
 
     def _check_gradients(self, number: int) -> None:
         grads = [p.grad for p in self.leaves if p.grad is not None]
@@ -107,6 +118,7 @@ class Loop:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         if not bool(torch.isfinite(norm)):
             bad = [n for n, p in self.parameters.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
+            self._step_back()
             raise NonFiniteError(
                 f"the gradient of parameter '{bad[0] if bad else '?'}' is not finite at step {number}; the fit stopped with the "
                 "parameters of the step before: lower the step size, pass clip_norm, or use dtype=torch.float64"

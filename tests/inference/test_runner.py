@@ -1,0 +1,105 @@
+"""How a fit ends: interrupted, stopped, or not finite; and what its options do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import bayeszoo as bz
+
+
+@pytest.fixture
+def problem() -> tuple[Any, bz.data.Data]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 2, generator=generator, dtype=torch.float64)
+    y = x.sum(1) + 0.3 * torch.randn(60, generator=generator, dtype=torch.float64)
+    return bz.models.BayesianLinearRegression(2, noise_scale=0.3), bz.data.Data(inputs={"x": x}, observed=y)
+
+
+def test_one_interrupt_ends_all_restarts_and_keeps_the_fit(problem: Any) -> None:
+    def interrupt(progress: Any) -> None:
+        if progress.step == 15:
+            raise KeyboardInterrupt
+
+    fit = bz.fit(*problem, "mean_field", restarts=3, steps=50, callbacks=[interrupt], progress=False)
+    assert [len(run.history.losses) for run in fit.runs] == [15]
+    assert "interrupted" in fit.stop_reason
+    assert not fit.converged
+    assert bool(torch.isfinite(fit.sample(5)["theta"]).all())
+
+
+def test_a_callback_stops_the_fit(problem: Any) -> None:
+    fit = bz.fit(*problem, "mean_field", steps=50, callbacks=[lambda p: p.step == 7], progress=False)
+    assert len(fit.losses) == 7
+
+
+def test_what_is_not_finite_leaves_the_last_finite_state(problem: Any) -> None:
+    with pytest.raises(bz.inference.NonFiniteError, match=r"at step \d+") as caught:
+        bz.fit(*problem, "mean_field", steps=100, optimizer=1e30, progress=False)
+    fit = caught.value.fit
+    assert torch.isfinite(torch.tensor(fit.loss))
+    # The start was the posterior's mode: draws near it, not the 1e28 of the update that failed.
+    assert float(fit.sample(100)["theta"].abs().max()) < 10
+
+
+def test_finished_restarts_survive_a_failure(problem: Any) -> None:
+    calls = []
+
+    def spoil(progress: Any) -> None:
+        calls.append(progress.step)
+        if len(calls) > 10 and progress.step == 3:
+            progress.parameters[0].data.fill_(float("nan"))
+
+    with pytest.raises(bz.inference.NonFiniteError) as caught:
+        bz.fit(*problem, "mean_field", steps=10, restarts=3, callbacks=[spoil], progress=False)
+    assert len(caught.value.fit.runs) == 2
+
+
+def test_minibatch_losses_are_those_of_the_whole_data(problem: Any) -> None:
+    model, data = problem
+    fit = bz.fit(model, data, "laplace", progress=False)
+    objective = fit.run.objective
+    with fit.run.owned.active(0), torch.no_grad():
+        full = torch.stack([objective(data.bind(fit.model))[1] for _ in range(200)])
+        batches = []
+        for epoch in range(50):
+            batches += [objective(data.batch(i, fit.model))[1] for i in data.batches(15, 0, epoch)]
+        batched = torch.stack(batches)
+    # The exact posterior: every full-batch draw gives -log evidence; batches average to it within four standard errors.
+    evidence = float(model.log_evidence(data))
+    assert float((full + evidence).abs().max()) < 1e-6 * abs(evidence)
+    assert abs(float(batched.mean()) + evidence) < 4 * float(batched.std()) / len(batched) ** 0.5
+
+
+def test_clip_norm_is_the_global_norm(problem: Any) -> None:
+    model, data = problem
+    sgd = torch.optim.SGD
+    guide = bz.guides.MeanField(model, data)
+    before = torch.cat([p.detach().flatten() for p in guide.parameters()])
+    fit = bz.fit(
+        model, data, guide, steps=1, optimizer=lambda p: sgd(p, lr=1.0), clip_norm=0.01, schedule="constant", progress=False
+    )
+    after = torch.cat([p.detach().flatten() for p in fit.guide.parameters()])
+    # One step of plain gradient descent moves by exactly the clipped norm.
+    assert float((after - before).norm()) <= 0.01 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "at least 1"),
+        ({"steps": 5, "epochs": 5}, "not both"),
+        ({"clip_norm": 0.0}, "positive"),
+        ({"device": "cuda:99"}, "not there"),
+        ({"loss": "elbow"}, "unknown loss"),
+        ({"guide": "meanfield"}, "did you mean 'mean_field'"),
+        ({"guide": "structured"}, "no latents of single observations"),
+        ({"steps": 5, "schedule": "cosin"}, "unknown schedule"),
+    ],
+)
+def test_bad_input_is_one_sentence(problem: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        bz.fit(*problem, **{"guide": "mean_field", **options}, progress=False)
+    assert "\n" not in str(caught.value)
