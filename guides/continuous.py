@@ -18,12 +18,11 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from ..inference.program import DATA_PLATE, BoundData, Program, Site, describe
-from ..inference.start import Start
 from ..inference.unconstrained import Unconstrained
 
 
 class ContinuousGuide(PyroModule):
-    """Base of the families over continuous latents.
+    """Base of the families over continuous latents; each has an `initialize(start)` that puts its frame where the start is.
 
     Attributes:
         family: the name that people write.
@@ -53,10 +52,6 @@ class ContinuousGuide(PyroModule):
     def dtype(self) -> torch.dtype:
         """Precision of the parameters."""
         return next(iter([*self.parameters(), *self.buffers()])).dtype
-
-    def initialize(self, start: Start) -> None:
-        """Puts the family's frame where the start found the posterior."""
-        raise NotImplementedError
 
     def disperse(self, generator_scale: float = 2.0) -> None:
         """Moves the parameters away from the start, for an independent restart: means by about two posterior sds."""

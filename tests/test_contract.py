@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -95,9 +95,18 @@ QUICK = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
+@pytest.fixture(
+    scope="module",
+    params=[n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+    + [pytest.param(f"{n} on cuda", marks=pytest.mark.gpu) for n in CASES],
+)
 def fitted(request: pytest.FixtureRequest) -> tuple[Case, bz.inference.Fit]:
-    case = CASES[request.param]
+    name, _, device = request.param.partition(" on ")
+    if device and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and there is none")
+    case = CASES[name]
+    if device:
+        case = replace(case, options={**case.options, "device": device})
     return case, run(case)
 
 
