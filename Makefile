@@ -9,7 +9,7 @@ WORKERS = logical
 ARGS =
 PYTEST = $(PY) -m pytest -n $(WORKERS) --maxprocesses 4
 
-.PHONY: help demo test slow lint types setup notebooks wheel clean always
+.PHONY: help demo test slow lint types setup notebooks bench wheel clean always
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,9 @@ setup: $(READY) ## the environment alone
 notebooks: .venv/.notebooks ## the notebooks in Jupyter Lab
 	@$(PY) -m jupyter lab --notebook-dir=notebooks $(ARGS)
 
+bench: .venv/.bench ## speed beside plain Pyro, torch and NumPyro (an hour or more); ARGS="--quick --only coin" for a look
+	@$(PY) -m benchmarks $(ARGS)
+
 clean: ## remove what was built, the environment included
 	rm -rf .venv build dist bayeszoo.egg-info .pytest_cache .mypy_cache .ruff_cache
 
@@ -53,4 +56,8 @@ $(READY): pyproject.toml constraints.txt
 
 .venv/.notebooks: $(READY)
 	@sh .ci/install notebooks
+	@touch $@
+
+.venv/.bench: $(READY)
+	@sh .ci/install bench
 	@touch $@
