@@ -83,35 +83,29 @@ class Tail:
         self.parameters = list(parameters)
         self.summary = summary
         self.size = sum(p.numel() for p in self.parameters)
+        self.sums = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
         self.window: list[Tensor] = []
-        self.sum: Tensor | None = None
         self.count = 0
 
-    def flat(self) -> Tensor:
-        """All parameters as one vector."""
-        return torch.cat([p.detach().reshape(-1) for p in self.parameters]) if self.parameters else torch.zeros(0)
+    def accumulate(self) -> None:
+        """Adds the current parameters to the sums; all that a step does on the device."""
+        with torch.no_grad():
+            torch._foreach_add_(self.sums, self.parameters)
 
-    def add(self) -> None:
-        """Takes note of the current parameters, and of the guide's summary of them."""
-        flat = self.flat()
-        self.sum = flat.clone() if self.sum is None else self.sum.add_(flat)
-        self.count += 1
-        if self.summary is not None:
-            with torch.no_grad():
-                self.window.append(self.summary())
+    def note(self, summaries: Sequence[Tensor], steps: int) -> None:
+        """Takes note of steps that were accumulated, with the guide's summary after each."""
+        self.window += summaries
+        self.count += steps
 
     def restart(self) -> None:
         """Forgets the window: the iterates were still on their way."""
-        self.window, self.sum, self.count = [], None, 0
+        torch._foreach_zero_(self.sums)
+        self.window, self.count = [], 0
 
-    def average(self) -> Tensor:
-        """Mean of the parameters since the last restart."""
-        return self.flat() if self.sum is None else self.sum / self.count
-
-    def set(self, flat: Tensor) -> None:
-        """Writes a flat vector back into the parameters."""
-        start = 0
+    def use_average(self) -> None:
+        """Writes the mean since the last restart into the parameters."""
+        if not self.count:
+            return
         with torch.no_grad():
-            for p in self.parameters:
-                p.copy_(flat[start : start + p.numel()].reshape(p.shape))
-                start += p.numel()
+            for p, total in zip(self.parameters, self.sums, strict=True):
+                p.copy_(total / self.count)

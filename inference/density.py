@@ -21,7 +21,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .log_einsum import Ring
-from .mapping import vmap_random
+from .noise import vmap_random
 from .program import DATA_PLATE, Fix, Program, Values, is_point, sample_sites
 
 log = logging.getLogger("bayeszoo")

@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .density import EachDraw, draw_discrete, guide_factors, guide_values, log_joint, total
-from .mapping import vmap_random
+from .noise import vmap_random
 from .owned import Owned
 from .program import Program
 

@@ -30,7 +30,7 @@ from .density import (
     site_factor,
     total,
 )
-from .mapping import vmap_random
+from .noise import Counting, FromRow, Row, kept_generators, vmap_random
 from .program import Program, is_point, sample_sites
 
 Estimator = Literal["monte_carlo", "analytic_kl", "importance_weighted"]
@@ -60,18 +60,22 @@ class Objective:
     surrogate: Literal["joint", "likelihood"] | None = None
     each: EachDraw = field(default_factory=EachDraw)
 
-    def __call__(self, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def __call__(self, kwargs: Mapping[str, Any], noise: Row | None = None, *, strict: bool = False) -> tuple[Tensor, Tensor]:
         """Loss of one batch.
+
+        Args:
+            noise: the random numbers to use, (num_particles, n) normal and (num_particles, m) uniform, with n and m as
+                `count_noise` says; None takes torch's generator.
+            strict: whether to raise where the numbers do not suffice, instead of taking torch's generator for the rest.
 
         Returns:
             The tensor to differentiate and the value to report: both scalars, equal but for score-function terms.
         """
         if self.num_particles == 1:
-            bound, score = self._particle(kwargs)
+            row = None if noise is None else Row(noise.normal[0], noise.uniform[0])
+            bound, score = self._particle(kwargs, row, strict)
         else:
-            some = next(iter(v for v in kwargs.values() if isinstance(v, Tensor)), torch.zeros(()))
-            dummy = {"particle": torch.zeros(self.num_particles, device=some.device)}
-            bound, score = self._particles(kwargs, dummy)
+            bound, score = self._particles(kwargs, noise, strict)
         # REINFORCE: `score` is log q of the draws without a reparametrisation; its gradient is weighted by the bound.
         score = score - score.detach()
         if self.estimator == "importance_weighted":
@@ -82,12 +86,23 @@ class Objective:
             surrogate = value + (bound.detach() * score).mean()
         return -surrogate, -value
 
-    def _particles(self, kwargs: Mapping[str, Any], dummy: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def count_noise(self, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        """How many normal and uniform numbers one particle takes."""
+        with kept_generators(), Counting() as counted:
+            self._particle(kwargs)
+        return counted.normals, counted.uniforms
+
+    def _particles(self, kwargs: Mapping[str, Any], noise: Row | None, strict: bool) -> tuple[Tensor, Tensor]:
         if self.each.vectorized is None:
             self._check_vectorized(kwargs)
+        if noise is None:
+            some = next(iter(v for v in kwargs.values() if isinstance(v, Tensor)), torch.zeros(()))
+            blank = torch.zeros(self.num_particles, 0, device=some.device)
+            noise = Row(blank, blank)
+            strict = False
         if self.each.vectorized:
-            return vmap_random(lambda _: self._particle(kwargs), dummy["particle"])
-        pairs = [self._particle(kwargs) for _ in range(self.num_particles)]
+            return vmap_random(lambda row: self._particle(kwargs, Row(*row), strict), tuple(noise))
+        pairs = [self._particle(kwargs, Row(n, u), strict) for n, u in zip(*noise, strict=True)]
         return torch.stack([b for b, _ in pairs]), torch.stack([s for _, s in pairs])
 
     def _check_vectorized(self, kwargs: Mapping[str, Any]) -> None:
@@ -117,8 +132,14 @@ class Objective:
                 return poutine.trace(self.guide).get_trace(**kwargs)
         return poutine.trace(self.guide).get_trace(**kwargs)
 
-    def _particle(self, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def _particle(self, kwargs: Mapping[str, Any], row: Row | None = None, strict: bool = False) -> tuple[Tensor, Tensor]:
         """The bound of one draw, and log q of its draws without a reparametrisation."""
+        if row is None:
+            return self._bound(kwargs)
+        with FromRow(row, strict=strict):
+            return self._bound(kwargs)
+
+    def _bound(self, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         trace = self.guide_trace(kwargs)
         values = guide_values(trace)
         if self.discrete == "guide" and self.program.discrete:

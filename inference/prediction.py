@@ -17,7 +17,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .draws import chunk_size, map_random
-from .mapping import vmap_random
+from .noise import vmap_random
 from .owned import Owned
 from .program import Fix, Program, sample_sites
 

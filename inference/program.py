@@ -7,12 +7,10 @@ and from then on works with the `Program` that it returns.
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -21,6 +19,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import constraints
+
+from .noise import kept_generators
 
 Values = Mapping[str, Tensor]
 
@@ -118,16 +118,10 @@ class Fix(Messenger):
 @contextlib.contextmanager
 def quiet(seed: int | None = None) -> Iterator[None]:
     """Runs a block with validation off and leaves every global random generator as it was found."""
-    state, np_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False):
-            if seed is not None:
-                pyro.set_rng_seed(seed)
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(np_state)  # noqa: NPY002
+    with kept_generators(), pyro.validation_enabled(False):
+        if seed is not None:
+            pyro.set_rng_seed(seed)
+        yield
 
 
 def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:

@@ -19,39 +19,24 @@ from pyro import poutine
 from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor, nn
 
-from .convergence import Plan
+from .compiled import Compiler, Mode
+from .convergence import Plan, Tail
 from .density import EachDraw, discrete_marginals, log_joint, model_factors, total
+from .noise import kept_generators
 from .objective import ESTIMATORS, Discrete, Estimator, Objective, has_analytic_kl
 from .owned import Owned
 from .program import Program, describe, is_point_estimate, sample_sites
 from .progress import progress_callback
 from .result import Fit, Run
+from .schedule import SCHEDULES, Schedule, constant, cosine, run_automatic, run_fixed
 from .start import Start, find_start
-from .training import Callback, History, Loop, NonFiniteError, run_automatic, run_fixed
+from .tables import Tables
+from .training import Callback, History, Loop, NonFiniteError
 
-type Schedule = Callable[[int, int], float]
 type GuideBuilder = Callable[..., Any]
 
 #: Step size of Adam where the number of steps is given and no optimiser is.
 DEFAULT_STEP = 0.02
-
-
-def constant(step: int, steps: int) -> float:
-    """Learning rate as given."""
-    return 1.0
-
-
-def cosine(step: int, steps: int) -> float:
-    """From the given learning rate down to a hundredth along half a cosine."""
-    return 0.01 + 0.99 * (1 + math.cos(math.pi * step / max(1, steps - 1))) / 2
-
-
-def linear(step: int, steps: int) -> float:
-    """From the given learning rate down to a hundredth in equal steps."""
-    return 1 - 0.99 * step / max(1, steps - 1)
-
-
-SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "linear": linear}
 
 
 @dataclass(frozen=True)
@@ -92,6 +77,7 @@ def fit(
     validation: Any = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
+    compile: Mode = "auto",
     guide_options: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
 ) -> Fit:
@@ -129,7 +115,7 @@ def fit(
     for restart in range(restarts):
         owned = _own(model, guide, data, dtype, device, seed + restart)
         with owned.active(seed + 7919 * restart):
-            runner = _Runner(owned, data, settings, optimizer, schedule, callbacks, progress, plan or Plan(), validation)
+            runner = _Runner(owned, data, settings, optimizer, schedule, callbacks, progress, plan or Plan(), validation, compile)
             try:
                 runs.append(runner.run(restart))
             except NonFiniteError as error:
@@ -220,12 +206,14 @@ class _Runner:
         progress: bool,
         plan: Plan,
         validation: Any,
+        compile: Mode,
     ) -> None:
         self.owned, self.data, self.settings = owned, data, settings
         self.optimizer, self.schedule, self.callbacks, self.plan = optimizer, schedule, list(callbacks), plan
         self.progress, self.validation = progress, validation
         self.program: Program = describe(owned.model, data)
         self.full: Mapping[str, Any] = data.bind(owned.model)
+        self.compiler = Compiler(compile, (owned.model, owned.guide), bool(getattr(data, "streamed", False)))
         self.partial: Run | None = None
         self.interrupted = False
 
@@ -364,31 +352,34 @@ class _Runner:
         scale_free = hasattr(owned.guide, "summary") and start is not None and all(n.startswith("guide.") for n in named)
         automatic = settings.steps is None
         rate = self.plan.first_step if automatic and scale_free else DEFAULT_STEP
-        # In units of posterior sds a gradient of a thousandth is rounding, not a direction.
-        make, own_rate = _optimizer(self.optimizer, rate, 1e-3 if scale_free else 1e-8)
+        # Near an optimum that the family reaches, Adam divides small gradients by eps: the step must not outgrow the curvature (1).
+        make, own_rate = _optimizer(self.optimizer, rate, 0.04 if scale_free else 1e-8)
         plan = self.plan
         if automatic and (self.optimizer is not None or not scale_free):
             chosen: Any = own_rate or getattr(owned.guide, "first_step", rate)
             first = float(chosen)
             plan = Plan(first_step=first, last_step=first / 16, max_steps=plan.max_steps, window=200)
+        tail = Tail([p for p in named.values()], owned.guide.summary if scale_free else None) if automatic else None
         loop = Loop(
             objective,
             named,
-            self._batches(),
-            make,
+            self._batch,
+            self._tables(objective, tail),
+            make([p for p in named.values()]),
             settings.clip_norm,
-            [],
-            history,
-            settings.steps,
+            history=history,
+            total_steps=settings.steps,
+            tail=tail,
+            callbacks=list(self.callbacks),
+            compile=self.compiler,
         )
-        callbacks = list(self.callbacks)
         if self.validation is not None:
-            callbacks.append(self._validator(objective, history))
+            loop.callbacks = [*loop.callbacks, self._validator(objective, history)]
         with progress_callback(self.progress, settings.guide or "guide", settings.steps, restart, settings.restarts) as shown:
-            loop.callbacks = [*callbacks, *shown]
+            loop.watchers = shown
             try:
                 if automatic:
-                    run_automatic(loop, plan, summary=owned.guide.summary if scale_free else None)
+                    run_automatic(loop, plan)
                 else:
                     assert settings.steps is not None
                     run_fixed(loop, settings.steps, self._schedule())
@@ -404,15 +395,29 @@ class _Runner:
                 self.interrupted = True
                 history.stop_reason = f"interrupted after {len(history.losses)} steps"
 
-    def _batches(self) -> Iterator[Mapping[str, Any]]:
-        size = self.settings.batch_size
-        if size is None:
-            while True:
-                yield self.full
+    def _batch(self, index: Tensor | None) -> Mapping[str, Any]:
+        return self.full if index is None else self.data.batch(index, self.owned.model)
+
+    def _tables(self, objective: Objective, tail: Tail | None) -> Tables:
+        size, summary = self.settings.batch_size, tail.summary if tail is not None else None
+        index = None if size is None else torch.arange(size, device=self.owned.device)
+        normals, uniforms = objective.count_noise(self._batch(index))
+        return Tables(
+            (self.settings.num_particles,),
+            normals,
+            uniforms,
+            batches=None if size is None else self._indices(size),
+            batch_size=size or 0,
+            summary_shape=None if summary is None else summary().shape,
+            dtype=self.owned.dtype,
+            device=self.owned.device,
+            seed=int(torch.randint(2**62, ())),
+        )
+
+    def _indices(self, size: int) -> Iterator[Tensor]:
         epoch = 0
         while True:
-            for index in self.data.batches(size, self.settings.seed, epoch):
-                yield self.data.batch(index, self.owned.model)
+            yield from self.data.batches(size, self.settings.seed, epoch)
             epoch += 1
 
     def _schedule(self) -> Schedule:
@@ -435,7 +440,7 @@ class _Runner:
         def callback(progress: Any) -> None:
             if progress.step % 50 and progress.step != 1:
                 return
-            with torch.no_grad(), quiet_rng():
+            with torch.no_grad(), kept_generators():
                 values = []
                 for _ in range(16):
                     trace = objective.guide_trace(self.full)
@@ -449,13 +454,6 @@ class _Runner:
             history.validation.append((progress.step, -sum(values) / len(values) / len(held_out)))
 
         return callback
-
-
-def quiet_rng() -> Any:
-    """Random numbers drawn inside do not move the fit's own sequence."""
-    return torch.random.fork_rng(
-        devices=[torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    )
 
 
 class _frozen:

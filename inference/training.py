@@ -1,19 +1,24 @@
-"""The eager engine: one loop for every objective, and the two ways of ending it."""
+"""The loop over steps, and the eager engine, which runs each step as it is written.
+
+The compiled engine (`compiled.py`) replaces `Loop.step_eagerly` by a graph of the same step. Both read their noise, batches
+and learning rates from the same tables, so a fit gives the same losses on either, up to rounding.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import pyro
 import torch
 from torch import Tensor
 
-from .convergence import Plan, Tail, loss_still_falls, stationary
+from .convergence import Tail
 from .density import model_factors
 from .objective import Objective
+from .tables import StepInputs, Tables
 
 
 class NonFiniteError(RuntimeError):
@@ -50,47 +55,94 @@ class History:
     stop_reason: str = ""
 
 
+class Engine(Protocol):
+    """What runs the steps of a loop once they are compiled."""
+
+    def advance(self, first: int, count: int) -> bool:
+        """Runs rows first, ..., first + count - 1 of the tables; False (and nothing changed) if a number was not finite."""
+
+
 @dataclass
 class Loop:
     """One optimisation run over named parameters.
 
-    `batches` yields the keyword arguments of each step, for ever. `after_step` is called with every `Progress`.
+    Attributes:
+        batch: the keyword arguments of a step, from the row numbers of its batch (None: all rows).
+        tables: what differs between steps.
+        factor: the learning rate of step k (from 0), as a multiple of the optimiser's own.
+        tail: sums of the iterates, where the run averages them.
+        callbacks: called after every step.
+        watchers: called after every few steps, whenever the engine returns.
+        compile: asked for the engine before each block of steps, until it has made one.
     """
 
     objective: Objective
     parameters: dict[str, Tensor]
-    batches: Iterator[Mapping[str, Any]]
-    make_optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]
+    batch: Callable[[Tensor | None], Mapping[str, Any]]
+    tables: Tables
+    optimizer: torch.optim.Optimizer
     clip_norm: float | None = None
     callbacks: Sequence[Callback] = ()
+    watchers: Sequence[Callback] = ()
     history: History = field(default_factory=History)
     total_steps: int | None = None
+    factor: Callable[[int], float] = lambda _: 1.0
+    tail: Tail | None = None
+    engine: Engine | None = None
+    compile: Callable[[Loop], Engine | None] | None = None
 
     def __post_init__(self) -> None:
         self.leaves = [p for p in self.parameters.values() if p.requires_grad]
-        self.optimizer = self.make_optimizer(self.leaves)
         # The parameters of the last finite loss: an update can be finite and still lead nowhere.
         self.finite = [p.detach().clone() for p in self.leaves]
-        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
 
-    def set_rate(self, factor: float) -> None:
-        """Learning rates as a multiple of those the optimiser was made with."""
-        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * factor
-
-    def step(self) -> bool:
-        """One update.
+    def advance(self, steps: int) -> bool:
+        """Up to `steps` updates.
 
         Returns:
             Whether a callback asked to stop.
 
         Raises:
-            NonFiniteError: naming the site or parameter and the step; nothing was updated.
+            NonFiniteError: naming the site or parameter and the step; the parameters are those of the last finite loss.
         """
-        kwargs = next(self.batches)
+        while steps > 0:
+            done = len(self.history.losses)
+            if self.engine is None and self.compile is not None and done:
+                self.engine = self.compile(self)
+            first, count = self.tables.prepare(1 if self.callbacks or not done else steps)
+            factors = [self.factor(done + k) for k in range(count)]
+            self.tables.set_factors(first, factors)
+            if self.engine is None or not self.engine.advance(first, count):
+                for k in range(count):
+                    self.step_eagerly(first + k, factors[k])
+            else:
+                self.history.losses += self.tables.losses(first, count).tolist()
+                if self.tail is not None:
+                    self.tail.note(self.tables.summaries(first, count).unbind() if self.tail.summary else (), count)
+            self.tables.position += count
+            steps -= count
+            if self._tell(factors[-1]):
+                return True
+        return False
+
+    def _tell(self, factor: float) -> bool:
+        if not (self.callbacks or self.watchers):
+            return False
+        losses = self.history.losses
+        progress = Progress(len(losses), losses[-1], factor * self.base_rates[0], self.total_steps, tuple(self.leaves))
+        answers = [callback(progress) for callback in (*self.callbacks, *self.watchers)]
+        return any(answer is True for answer in answers)
+
+    def step_eagerly(self, row: int, factor: float) -> None:
+        """One update, operation by operation."""
+        inputs = self.tables.rows[row]
+        kwargs = self.batch(inputs.index)
         number = len(self.history.losses) + 1
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
         self.optimizer.zero_grad(set_to_none=True)
-        surrogate, loss = self.objective(kwargs)
+        surrogate, loss = self.objective(kwargs, inputs.noise)
         value = float(loss.detach())
         if not math.isfinite(value):
             message = self._blame(kwargs, value, number)
@@ -102,9 +154,41 @@ class Loop:
             torch._foreach_copy_(self.finite, [p.detach() for p in self.leaves])
         self.optimizer.step()
         self.history.losses.append(value)
-        progress = Progress(number, value, self.optimizer.param_groups[0]["lr"], self.total_steps, tuple(self.leaves))
-        answers = [callback(progress) for callback in self.callbacks]
-        return any(answer is True for answer in answers)
+        if self.tail is not None:
+            self.tail.accumulate()
+            self.tail.note([self.tail.summary().detach()] if self.tail.summary else (), 1)
+
+    def step_traceably(self, inputs: StepInputs, kwargs: Mapping[str, Any], rates: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The same update with nothing decided on the host: what the compiled engine captures.
+
+        The optimiser must be in a state that takes tensors as learning rates, `rates`, one a parameter group.
+
+        Returns:
+            Loss and gradients, with which a capture is checked.
+        """
+        surrogate, loss = self.objective(kwargs, inputs.noise, strict=True)
+        grads = torch.autograd.grad(surrogate, self.leaves, allow_unused=True)
+        some = [g for g in grads if g is not None]
+        with torch.no_grad():
+            if self.clip_norm is not None:
+                norm = torch.stack([g.square().sum() for g in some]).sum().sqrt()
+                shrink = torch.where(norm > self.clip_norm, self.clip_norm / (norm + 1e-12), torch.ones_like(norm))
+                some = [g * shrink for g in some]
+            given = iter(some)
+            for p, g in zip(self.leaves, grads, strict=True):
+                p.grad = None if g is None else next(given)
+            for group, rate, base in zip(self.optimizer.param_groups, rates, self.base_rates, strict=True):
+                group["lr"] = rate
+            self.optimizer.step()
+            if self.tail is not None:
+                for total, p in zip(self.tail.sums, self.leaves, strict=True):
+                    total.add_(p)
+                if self.tail.summary is not None and inputs.summary is not None:
+                    inputs.summary.copy_(self.tail.summary())
+            # A gradient that is not finite shows in the record of the losses, which is all that the host reads.
+            trouble = sum((g.sum() * 0.0 for g in some), start=torch.zeros_like(loss))
+            inputs.loss.copy_(loss.detach() + trouble)
+        return (loss.detach(), *some)
 
     def _step_back(self) -> None:
         with torch.no_grad():
@@ -149,86 +233,3 @@ class Loop:
             f"the loss is {what} at step {number}, through {site}; the fit stopped with the parameters of the step before: look "
             "at the data's scale and the priors, lower the step size, or use dtype=torch.float64"
         )
-
-
-def run_fixed(loop: Loop, steps: int, schedule: Callable[[int, int], float]) -> None:
-    """`steps` updates, the learning rate multiplied by `schedule(step, steps)`."""
-    history = loop.history
-    for k in range(steps):
-        loop.set_rate(schedule(k, steps))
-        if loop.step():
-            history.stop_reason = f"a callback stopped the fit after {len(history.losses)} steps"
-            break
-    else:
-        history.stop_reason = f"the {steps} steps that were asked for are done"
-    recent = history.losses[-max(200, len(history.losses) // 4) :]
-    falling, gain = loss_still_falls(recent)
-    history.converged = not falling
-    if falling and math.isfinite(gain):
-        history.stop_reason += f"; the loss still fell by {gain:.3g} nats at the end"
-    elif falling:
-        history.stop_reason += ", too few to tell whether the loss has settled"
-
-
-def run_automatic(loop: Loop, plan: Plan, *, summary: Callable[[], Tensor] | None) -> None:
-    """Stages of halved step sizes with averaged iterates, until the averages agree; see `convergence`.
-
-    Args:
-        summary: what must settle, in units of posterior sds; without it the loss decides.
-    """
-    history = loop.history
-    tail = Tail(loop.leaves, summary)
-    if tail.size == 0:
-        history.converged = True
-        history.stop_reason = "the guide has no parameters to train"
-        return
-    rate, window, previous, difference = plan.first_step, plan.window, None, math.inf
-    while True:
-        loop.set_rate(rate / loop.base_rates[0])
-        still = False
-        for _ in range(plan.most_windows):
-            tail.restart()
-            for _ in range(min(window, max(100, plan.max_steps - len(history.losses)))):
-                if loop.step():
-                    history.stop_reason = f"a callback stopped the fit after {len(history.losses)} steps"
-                    return
-                tail.add()
-            if summary is None:
-                still = not loss_still_falls(history.losses[-2 * window :])[0]
-            else:
-                still = stationary(torch.stack(tail.window), plan.tolerance / 10)
-            if still or len(history.losses) >= plan.max_steps:
-                break
-        current = torch.stack(tail.window).mean(0) if summary is not None else torch.tensor(history.losses[-window:])
-        if previous is not None:
-            difference = _difference(previous, current, of_losses=summary is None)
-        unit = "posterior sds" if summary is not None else "nats"
-        if still and difference < (plan.tolerance if summary is not None else _loss_tolerance(previous, current)):
-            tail.set(tail.average())
-            history.converged = True
-            history.stop_reason = f"converged: successive averages differ by {difference:.2g} {unit}"
-            return
-        if len(history.losses) >= plan.max_steps:
-            tail.set(tail.average())
-            history.stop_reason = (
-                f"not converged after {len(history.losses)} steps: successive averages still differ by {difference:.2g} {unit}; "
-                "pass steps=, or a simpler guide"
-            )
-            return
-        previous = current
-        rate, window = max(rate / 2, plan.last_step), 2 * window
-
-
-def _difference(previous: Tensor, current: Tensor, *, of_losses: bool) -> float:
-    """How far the last two stages lie apart: the greatest change of the summary, or the change of the mean loss."""
-    if of_losses:
-        return abs(float(previous.double().mean() - current.double().mean()))
-    return float((current - previous).abs().max())
-
-
-def _loss_tolerance(previous: Tensor | None, current: Tensor) -> float:
-    """Two standard errors of the change of the mean loss, or a hundredth of a nat if that is more."""
-    if previous is None:
-        return 0.0
-    a, b = previous.double(), current.double()
-    return max(0.01, 2 * math.sqrt(float(a.var() / len(a) + b.var() / len(b))))

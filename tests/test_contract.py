@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from contract_models import Centres, Encoder, Mixture, PrincipalComponents, SmallNetwork, Switch
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_value
 
 import bayeszoo as bz
 
@@ -177,8 +177,10 @@ def test_bound(fitted: tuple[Case, bz.inference.Fit]) -> None:
 
 def test_loss_falls_from_a_bad_start() -> None:
     model, data = regression(0.5)
-    fit = bz.fit(model, data, bz.guides.MeanField(model, data), steps=400, optimizer=0.05, progress=False)
-    assert sum(fit.losses[-50:]) < sum(fit.losses[:50])
+    far = init_to_value(values={"theta": torch.full((3,), 5.0)})
+    fit = bz.fit(model, data, AutoNormal(model, init_loc_fn=far), steps=400, optimizer=0.05, progress=False)
+    # From (5, 5, 5) with noise 0.5 the loss is thousands of nats above the optimum.
+    assert sum(fit.losses[-50:]) < 0.1 * sum(fit.losses[:50])
 
 
 def test_predictions(fitted: tuple[Case, bz.inference.Fit]) -> None:

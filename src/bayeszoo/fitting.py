@@ -37,6 +37,7 @@ def fit(
     validation: Any = None,
     callbacks: Sequence[Callable[[Any], bool | None]] = (),
     progress: bool = True,
+    compile: Literal["auto"] | bool = "auto",
 ) -> inference.Fit:
     """Fits a variational posterior by SVI.
 
@@ -68,6 +69,8 @@ def fit(
         validation: held-out `Data`; `fit.validation_losses` then has -E_q log p(y | z) an observation, in nats.
         callbacks: called with a `Progress` after every step; one that returns True stops the fit.
         progress: whether to draw a progress bar where there is a terminal or notebook.
+        compile: whether the steps run as one compiled graph. `auto` compiles where the steps to come are worth it; both engines
+            give the same losses, up to rounding.
 
     Returns:
         A `Fit`.
@@ -96,7 +99,7 @@ def fit(
         model, data, builder, guide_name=name, loss=loss, optimizer=optimizer, steps=steps, epochs=epochs,
         batch_size=batch_size, num_particles=num_particles, schedule=schedule, clip_norm=clip_norm, restarts=restarts, seed=seed,
         discrete=discrete, device=device, dtype=dtype, validation=validation, callbacks=callbacks, progress=progress,
-        guide_options=options,
+        compile=compile, guide_options=options,
     )  # fmt: skip
 
 

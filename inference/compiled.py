@@ -1,0 +1,334 @@
+"""The compiled engine: one step captured as a graph, checked against the eager step, compiled, and run in blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .capture import Graph, Uncapturable, capture, run_on
+from .inductor import Compiled, compile_graph, detached, lacking_compiler
+from .noise import kept_generators
+from .replay import record
+from .tables import StepInputs
+from .training import Loop
+
+type Mode = Literal["auto"] | bool
+
+#: An eager step takes about so many seconds for each node of its autograd graph; compiling takes so many, and so many a node.
+EAGER_SECONDS, COMPILE_SECONDS, COMPILE_SECONDS_A_NODE = 1e-5, 4.0, 0.05
+#: A graph of more operations is not compiled unless asked for.
+LARGEST = 5000
+
+
+class NotCompiledWarning(UserWarning):
+    """A fit runs on the eager engine although the compiled one was wanted; the message says why."""
+
+
+@dataclass
+class Compiler:
+    """Decides whether a loop is compiled, and makes its engine.
+
+    `auto` decides from the steps done and to come and the size of the step alone, never from the clock, so the same seed gives
+    the same losses.
+    """
+
+    mode: Mode
+    modules: Sequence[Any]
+    streamed: bool = False
+    seconds: float = 0.0
+    settled: bool = False
+    _nodes: int = field(default=0, init=False)
+
+    def __call__(self, loop: Loop) -> Engine | None:
+        """The engine for the coming steps, or None for the eager one."""
+        if self.mode is False or self.settled or not loop.leaves or not self._worthwhile(loop):
+            return None
+        self.settled = True
+        began = time.perf_counter()
+        try:
+            return self._engine(loop)
+        except Uncapturable as reason:
+            if self.mode is True:
+                raise ValueError(
+                    f"compile=True, but the step cannot be compiled: {reason}; use compile='auto' or False, or change the model"
+                ) from reason
+            warnings.warn(f"the fit runs on the eager engine: {reason}", NotCompiledWarning, stacklevel=2)
+            return None
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    def _worthwhile(self, loop: Loop) -> bool:
+        if self.mode is True:
+            return True
+        done = len(loop.history.losses)
+        # A run to convergence is expected to take as long again as it has taken.
+        to_come = done if loop.total_steps is None else loop.total_steps - done
+        self._nodes = self._nodes or _nodes(loop)
+        return to_come * self._nodes * EAGER_SECONDS > COMPILE_SECONDS + self._nodes * COMPILE_SECONDS_A_NODE
+
+    def _engine(self, loop: Loop) -> Engine:
+        reason = lacking_compiler(loop.leaves[0].device)
+        if reason:
+            raise Uncapturable(reason)
+        step = Step(loop, self.modules, self.streamed)
+        with kept_generators():
+            graph = step.capture()
+            if self.mode == "auto" and graph.size > LARGEST:
+                raise Uncapturable(f"the step has {graph.size} operations, which would take minutes to compile (compile=True does)")
+            step.check(graph)
+            return Engine(step, graph, compile_graph(graph))
+
+
+def _nodes(loop: Loop) -> int:
+    """Size of the autograd graph of one step."""
+    with kept_generators():
+        surrogate, _ = loop.objective(loop.batch(loop.tables.rows[0].index), loop.tables.rows[0].noise)
+    seen, todo = set(), [surrogate.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [parent for parent, _ in node.next_functions]
+    return len(seen)
+
+
+class Step:
+    """The traceable step of a loop on row 0 of its tables, and everything that it updates."""
+
+    def __init__(self, loop: Loop, modules: Sequence[Any], streamed: bool) -> None:
+        self.loop, self.modules = loop, modules
+        self.row: StepInputs = loop.tables.rows[0]
+        device = loop.leaves[0].device
+        self.base_rates = [torch.tensor(rate, dtype=torch.float64, device=device) for rate in loop.base_rates]
+        self.staged = dict(loop.batch(self.row.index)) if streamed else None
+        if self.staged is not None:
+            self.staged = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self.staged.items()}
+        for state in loop.optimizer.state.values():
+            count = state.get("step")
+            if isinstance(count, Tensor) and count.dtype == torch.float32 and not loop.optimizer.defaults.get("fused"):
+                # Powers of the decay rates need more digits than single precision has.
+                state["step"] = count.to(device=device, dtype=torch.float64)
+        if device.type == "cuda":
+            for group in loop.optimizer.param_groups:
+                group.update({"capturable": True} if "capturable" in group else {})
+        buffers = [b for m in modules if isinstance(m, nn.Module) for b in m.buffers()]
+        states = [v for s in loop.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+        sums = loop.tail.sums if loop.tail is not None else []
+        #: What a step may change, each tensor once.
+        self.state = list({id(t): t for t in [*loop.leaves, *states, *sums, *buffers]}.values())
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        """One real update."""
+        kwargs = self.loop.batch(self.row.index) if self.staged is None else self.staged
+        rates = [self.row.factor * base for base in self.base_rates]
+        return self.loop.step_traceably(self.row, kwargs, rates)
+
+    def changing(self) -> list[Tensor]:
+        """Tensors with other values at another step."""
+        staged = [v for v in (self.staged or {}).values() if isinstance(v, Tensor)]
+        return [*self.state, *self.row.tensors().values(), *staged]
+
+    @contextlib.contextmanager
+    def undone(self) -> Iterator[None]:
+        """Puts everything that steps change back as it was."""
+        kept = [(t, t.detach().clone()) for t in [*self.state, *self.row.tensors().values()]]
+        try:
+            with self._traceable_optimizer():
+                yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in kept:
+                    tensor.copy_(value)
+            self.loop.optimizer.zero_grad(set_to_none=True)
+
+    @contextlib.contextmanager
+    def _traceable_optimizer(self) -> Iterator[None]:
+        """Torch's optimisers take learning rates as tensors, and read nothing, where they believe that they are compiled."""
+        groups = self.loop.optimizer.param_groups
+        kept = [dict(group) for group in groups]
+        for group in groups:
+            group.update({k: v for k, v in {"foreach": False, "fused": False, "capturable": True}.items() if k in group})
+        try:
+            with torch.compiler._compile_session_context():
+                yield
+        finally:
+            for group, before in zip(groups, kept, strict=True):
+                group.update(before)
+
+    def capture(self) -> Graph:
+        """The step as a graph."""
+        with self.undone():
+            return capture(self, changing=self.changing(), modules=self.modules)
+
+    def check(self, graph: Graph) -> None:
+        """Graph and step from other parameters, with other noise, another batch and reseeded generators.
+
+        Raises:
+            Uncapturable: they differ, so the graph holds something that changes.
+        """
+        generator = torch.Generator().manual_seed(0)
+        for trial in (1, 2):
+            with self.undone():
+                self.disturb(generator)
+                copies = {id(t): t.detach().clone() for t in [*self.state, *self.row.tensors().values()]}
+                before = [t.detach().clone() for t in self.loop.leaves]
+                state = torch.get_rng_state()
+                expected = run_on(graph, copies)
+                torch.set_rng_state(state)
+                random.seed(trial)
+                np.random.seed(trial)  # noqa: NPY002
+                actual = self()
+                what = _difference(expected, actual, 1e-9, 1e-4) or self._updates_differ(before, copies)
+            if what:
+                raise Uncapturable(
+                    f"{what} differs when the same step is run again, so something in it changes from call to call without being "
+                    "a tensor (a counter, a random generator of its own, a value turned into NumPy)"
+                )
+
+    def _updates_differ(self, before: Sequence[Tensor], copies: dict[int, Tensor]) -> str:
+        updates = [copies[id(p)] - b for p, b in zip(self.loop.leaves, before, strict=True)]
+        actual = [p.detach() - b for p, b in zip(self.loop.leaves, before, strict=True)]
+        return "an optimiser's update" if _difference(updates, actual, 1e-7, 1e-2) else ""
+
+    def disturb(self, generator: torch.Generator) -> None:
+        """Other parameters, other noise, other rows."""
+
+        def draw(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+        with torch.no_grad():
+            for p in self.loop.leaves:
+                p.add_(0.1 * draw(p))
+            self.row.noise.normal.copy_(draw(self.row.noise.normal))
+            self.row.noise.uniform.copy_(torch.rand(self.row.noise.uniform.shape, generator=generator))
+            if self.row.index is not None:
+                rows = self.loop.objective.program.num_data
+                self.row.index.copy_(torch.randint(rows, self.row.index.shape, generator=generator))
+
+
+def _difference(expected: Sequence[Tensor], actual: Sequence[Tensor], double: float, single: float) -> str:
+    """What differs by more than a share of its greatest element: nothing, the loss (the first of the values) or a gradient.
+
+    Args:
+        double, single: the share that is rounding in float64, and in lower precision.
+    """
+    for k, (a, b) in enumerate(zip(expected, actual, strict=True)):
+        share = double if b.dtype == torch.float64 else single
+        finite = torch.isfinite(a) & torch.isfinite(b)
+        if not torch.equal(torch.isfinite(a), torch.isfinite(b)):
+            return "the loss" if k == 0 else "a gradient"
+        if bool(((a - b)[finite].abs() > share * b[finite].abs().amax() if bool(finite.any()) else finite).any()):
+            return "the loss" if k == 0 else "a gradient"
+    return ""
+
+
+class Engine:
+    """Runs compiled steps on the rows of a loop's tables."""
+
+    def __init__(self, step: Step, graph: Graph, compiled: Compiled) -> None:
+        self.step, self.loop, self.compiled = step, step.loop, compiled
+        names = {id(tensor): name for name, tensor in step.row.tensors().items()}
+        self.moving = {k: names[id(t)] for k, t in enumerate(graph.inputs) if id(t) in names}
+        self.inputs = detached(graph.inputs)
+        self.calls: dict[int, list[Tensor]] = {}
+        self.saved = [t.detach().clone() for t in step.state]
+        self.finite = [p.detach().clone() for p in self.loop.leaves]
+        self.replay = None
+        self.device = self.loop.leaves[0].device
+        self.cuda_graphs: dict[int, Any] = {}
+        self._check(graph)
+
+    def advance(self, first: int, count: int) -> bool:
+        """Runs rows first, ..., first + count - 1; False (and nothing changed) if a number was not finite."""
+        loop = self.loop
+        with torch.no_grad():
+            torch._foreach_copy_(self.saved, self.step.state)
+            self._run(first, count - 1)
+            torch._foreach_copy_(self.finite, loop.leaves)
+            self._run(first + count - 1, 1)
+            if bool(torch.isfinite(loop.tables.losses(first, count)).all()):
+                torch._foreach_copy_(loop.finite, self.finite)
+                return True
+            torch._foreach_copy_(self.step.state, self.saved)
+        return False
+
+    def _run(self, first: int, count: int) -> None:
+        if count <= 0:
+            return
+        if self.step.staged is not None:
+            for row in range(first, first + count):
+                self._stage(row)
+                self.compiled.call(*self._call(row))
+        elif self.replay is not None:
+            self.replay.run(first, count)
+        elif self.device.type == "cuda":
+            for row in range(first, first + count):
+                self._cuda_graph(row).replay()
+        else:
+            for row in range(first, first + count):
+                self.compiled.call(*self._call(row))
+
+    def _call(self, row: int) -> list[Tensor]:
+        """The inputs of a step on one row."""
+        if row not in self.calls:
+            rows = self.loop.tables.rows[row].tensors()
+            self.calls[row] = [rows[self.moving[k]] if k in self.moving else t for k, t in enumerate(self.inputs)]
+        return self.calls[row]
+
+    def _stage(self, row: int) -> None:
+        """Copies a batch from the host to where the graph reads it."""
+        batch = self.loop.batch(self.loop.tables.rows[row].index)
+        for name, value in (self.step.staged or {}).items():
+            if isinstance(value, Tensor):
+                value.copy_(batch[name])
+
+    def _cuda_graph(self, row: int) -> Any:
+        """The step on one row as a CUDA graph; all of them share their memory."""
+        if row not in self.cuda_graphs:
+            graph = torch.cuda.CUDAGraph()
+            pool = next(iter(self.cuda_graphs.values())).pool() if self.cuda_graphs else None
+            call = self._call(row)
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph, pool=pool):
+                self.compiled.call(*call)
+            self.cuda_graphs[row] = graph
+        return self.cuda_graphs[row]
+
+    def _check(self, graph: Graph) -> None:
+        """Compiled code against the graph, and recorded calls against compiled code.
+
+        Raises:
+            Uncapturable: the compiled code computes something else.
+        """
+        step, leaves = self.step, self.loop.leaves
+        replay = record(self.compiled, self._call(0), self._storages())
+        state = torch.get_rng_state()
+
+        def results(way: Callable[[], Any], copies: bool = False) -> list[Tensor]:
+            with step.undone(), torch.no_grad():
+                torch.set_rng_state(state)
+                step.disturb(torch.Generator().manual_seed(3))
+                kept = {id(t): t.detach().clone() for t in step.changing()} if copies else {}
+                before = [p.detach().clone() for p in leaves]
+                way(kept) if copies else way()
+                loss = kept.get(id(step.row.loss), step.row.loss).clone()
+                return [loss, *(kept.get(id(p), p).detach() - b for p, b in zip(leaves, before, strict=True))]
+
+        wanted = results(lambda kept: run_on(graph, kept), copies=True)
+        compiled = results(lambda: self.compiled.call(*self._call(0)))
+        if _difference(wanted, compiled, 1e-3, 1e-2):
+            raise Uncapturable("the compiled step gives other numbers than the eager one")
+        if replay is not None and not _difference(compiled, results(lambda: replay.run(0, 1)), 1e-6, 1e-3):
+            self.replay = replay
+
+    def _storages(self) -> dict[str, Tensor]:
+        return {name: table for name, table in self.loop.tables.storages.items() if table is not None}

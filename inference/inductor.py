@@ -1,0 +1,135 @@
+"""A captured step as machine code, through torch's Inductor.
+
+Inductor is called with the graph itself; `torch.compile` would put guards in front of it that cost more than a small step.
+Compiled graphs are kept in this process by the graph's key, and on disk by Inductor's own cache (`TORCHINDUCTOR_CACHE_DIR`).
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .capture import Graph, Uncapturable
+
+#: Tensors with fewer elements than this are not worth a second thread.
+SERIAL_BELOW = 65_536
+
+_compiled: dict[tuple[Any, ...], Compiled] = {}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Machine code for a graph.
+
+    Attributes:
+        call: runs it on a list of tensors like the graph's inputs, which it updates in place.
+        output: Inductor's own record of the generated code.
+        threads: how many threads it was made for.
+    """
+
+    call: Callable[..., Any]
+    output: Any
+    threads: int
+
+
+def lacking_compiler(device: torch.device) -> str:
+    """One sentence if this machine cannot compile, else nothing."""
+    if device.type == "cuda":
+        try:
+            import triton  # noqa: F401
+        except ImportError:
+            return "the package triton, which compiles for CUDA, is not installed"
+    import os
+
+    names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"] if sys.platform != "win32" else ["cl"]
+    if not any(name and shutil.which(name) for name in names):
+        return "there is no C++ compiler on this machine (install g++ or clang++)"
+    return ""
+
+
+def compile_graph(graph: Graph) -> Compiled:
+    """Compiles a graph, or finds it compiled.
+
+    Raises:
+        Uncapturable: Inductor cannot; the message is its reason in one sentence.
+    """
+    largest = max((t.numel() for t in graph.inputs), default=0)
+    threads = 1 if largest < SERIAL_BELOW else torch.get_num_threads()
+    key = (graph.key, threads, torch.__version__)
+    if key not in _compiled:
+        try:
+            _compiled[key] = _compile(graph, threads)
+        except Exception as error:  # Inductor's failures have many types, and each means: stay eager
+            text = (str(error).strip().splitlines() or [""])[0]
+            raise Uncapturable(f"Inductor cannot compile the step: {type(error).__name__}: {text}") from error
+    return _compiled[key]
+
+
+def _compile(graph: Graph, threads: int) -> Compiled:
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # its note on a missing CUDA says nothing here
+    import torch._functorch.config as functorch_config
+    import torch._inductor.config as config
+    from torch._guards import TracingContext, tracing
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    outputs: list[Any] = []
+
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        outputs.append(compile_fx_inner(*args, **kwargs))
+        return outputs[-1]
+
+    options: dict[str, Any] = {
+        # Noise is an input; what is left of samplers keeps torch's own kernels and generator.
+        "fallback_random": True,
+        "fx_graph_cache": True,
+        "cpp.threads": threads,
+        # Compiling test programs for every instruction set takes seconds; the processor's flags say the same.
+        "cpp.vec_isa_ok": True if sys.platform == "linux" else None,
+        "cpp_cache_precompile_headers": False,
+        "compile_threads": 1,
+    }
+    if all(t.device.type == "cpu" for t in graph.inputs):
+        options["pattern_matcher"] = False  # its patterns are networks' for GPUs, and take a second to set up
+    module = _without_outputs(graph)
+    fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    tensors = [fake.from_tensor(t.detach(), static_shapes=True) for t in graph.inputs]
+    # The outer cache would hand back a function without the record of its code.
+    with (
+        config.patch(options),
+        functorch_config.patch(enable_autograd_cache=False),
+        tracing(TracingContext(fake)),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        call = compile_fx(module, tensors, inner_compile=inner)
+    return Compiled(call, outputs[0] if len(outputs) == 1 else None, threads)
+
+
+def _without_outputs(graph: Graph) -> torch.fx.GraphModule:
+    """Everything that a step leaves behind it writes in place; what it returns is for checks."""
+    module = torch.fx.GraphModule(torch.nn.Module(), torch.fx.Graph())
+    env: dict[Any, Any] = {}
+    for node in graph.module.graph.nodes:
+        if node.op == "output":
+            module.graph.output(())
+        else:
+            env[node] = module.graph.node_copy(node, lambda n: env[n])
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def detached(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Views without gradients, which compiled code can update in place."""
+    return [t.detach() for t in tensors]
