@@ -75,7 +75,7 @@ def capture(step: Callable[[], tuple[Tensor, ...]], *, changing: Iterable[Tensor
 
     changing = list(changing)
     before = _attributes(modules)
-    python, numpy = random.getstate(), np.random.get_state()[1:3]  # noqa: NPY002
+    generators = _generators()
     reads = _Reads(changing)
     try:
         with reads:
@@ -84,8 +84,8 @@ def capture(step: Callable[[], tuple[Tensor, ...]], *, changing: Iterable[Tensor
         raise
     except Exception as error:
         raise Uncapturable(_explain(error)) from error
-    after, state = _attributes(modules), np.random.get_state()[1:3]  # noqa: NPY002
-    if random.getstate() != python or state[1] != numpy[1] or bool((state[0] != numpy[0]).any()):
+    after = _attributes(modules)
+    if _generators() != generators:
         raise Uncapturable(f"the model draws from Python's or NumPy's random generator{_line_of_generator(step)}")
     changed = [name for name in after if name not in before or before[name] != after[name]]
     if changed:
@@ -171,7 +171,9 @@ class _Reads(TorchFunctionMode):
             return func(*args, **kwargs)
         if any(self._changes(t) for t in _tensors((args, kwargs))):
             kind = "its value differs" if func in _READS else "the shape of its result differs"
-            raise Uncapturable(f"{operation} is used on a tensor that depends on draws, parameters or the batch, so {kind} from step to step{_here()}")
+            raise Uncapturable(
+                f"{operation} is used on a tensor that depends on draws, parameters or the batch, so {kind} from step to step{_here()}"
+            )
         with disable_proxy_modes_tracing():
             return func(*args, **kwargs)
 
@@ -184,9 +186,10 @@ class _Reads(TorchFunctionMode):
             return True
         mode = get_proxy_mode()
         slot: Any = get_proxy_slot(tensor, mode.tracer, None) if mode is not None else None
-        if slot is None:
+        if slot is None or mode is None:
             return False
-        root, todo, seen = mode.tracer.root, [slot.proxy.node], set()
+        tracer: Any = mode.tracer
+        root, todo, seen = tracer.root, [slot.proxy.node], set()
         while todo:
             node = todo.pop()
             if node in seen:
@@ -241,7 +244,11 @@ def _attributes(modules: Sequence[Any]) -> dict[str, Any]:
                     if not name.startswith("_"):
                         note(f"{path}.{name}".lstrip("."), value)
         function = getattr(part, "__func__", part)
-        for name, cell in zip(getattr(getattr(function, "__code__", None), "co_freevars", ()), getattr(function, "__closure__", None) or (), strict=False):
+        for name, cell in zip(
+            getattr(getattr(function, "__code__", None), "co_freevars", ()),
+            getattr(function, "__closure__", None) or (),
+            strict=False,
+        ):
             with contextlib.suppress(ValueError):
                 note(name, cell.cell_contents)
     return found
@@ -251,7 +258,7 @@ def _is_library(filename: str) -> bool:
     if filename.startswith("<"):
         return True
     path = str(Path(filename).resolve())
-    return path.startswith((*_LIBRARIES, _OWN_GUIDES)) or "site-packages" in path and "bayeszoo" not in path
+    return path.startswith((*_LIBRARIES, _OWN_GUIDES)) or ("site-packages" in path and "bayeszoo" not in path)
 
 
 def _place(filename: str, line: int | None) -> str:
@@ -279,23 +286,36 @@ def _explain(error: Exception) -> str:
     return f"{text}{place}"
 
 
+def _generators() -> tuple[Any, ...]:
+    """Where Python's and NumPy's global generators stand."""
+    _, key, position, has_normal, normal = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), int(key[0]), position, has_normal, normal
+
+
 def _line_of_generator(step: Callable[[], Any]) -> str:
-    """The line that calls Python's or NumPy's generator, from one more run."""
+    """The line that moves Python's or NumPy's generator, from one more run, looked at line by line."""
     found: list[str] = []
 
-    def watch(frame: Any, event: str, function: Any) -> None:
-        owner = getattr(function, "__self__", None)
-        if event == "c_call" and not found and isinstance(owner, (random.Random, np.random.RandomState, np.random.Generator)):
-            while frame is not None and _is_library(frame.f_code.co_filename):
-                frame = frame.f_back
-            if frame is not None:
-                found.append(_place(frame.f_code.co_filename, frame.f_lineno))
+    def watch(frame: Any, event: str, argument: Any) -> Any:
+        if _is_library(frame.f_code.co_filename):
+            return None
+        last = [_generators(), frame.f_lineno]
 
-    sys.setprofile(watch)
+        def lines(frame: Any, event: str, argument: Any) -> Any:
+            now = _generators()
+            if now != last[0] and not found:
+                found.append(_place(frame.f_code.co_filename, last[1]))
+            last[:] = [now, frame.f_lineno]
+            return lines
+
+        return lines
+
+    before = sys.gettrace()
+    sys.settrace(watch)
     try:
         step()
     finally:
-        sys.setprofile(None)
+        sys.settrace(before)
     return found[0] if found else ""
 
 

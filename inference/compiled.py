@@ -13,11 +13,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .capture import Graph, Uncapturable, capture, run_on
 from .inductor import Compiled, compile_graph, detached, lacking_compiler
 from .noise import kept_generators
-from .replay import record
+from .replay import Replay, record
 from .tables import StepInputs
 from .training import Loop
 
@@ -83,7 +84,9 @@ class Compiler:
         with kept_generators():
             graph = step.capture()
             if self.mode == "auto" and graph.size > LARGEST:
-                raise Uncapturable(f"the step has {graph.size} operations, which would take minutes to compile (compile=True does)")
+                raise Uncapturable(
+                    f"the step has {graph.size} operations, which would take minutes to compile (compile=True does)"
+                )
             step.check(graph)
             return Engine(step, graph, compile_graph(graph))
 
@@ -158,7 +161,7 @@ class Step:
         for group in groups:
             group.update({k: v for k, v in {"foreach": False, "fused": False, "capturable": True}.items() if k in group})
         try:
-            with torch.compiler._compile_session_context():
+            with torch.compiler._compile_session_context(), _TensorFactors():
                 yield
         finally:
             for group, before in zip(groups, kept, strict=True):
@@ -215,6 +218,19 @@ class Step:
                 self.row.index.copy_(torch.randint(rows, self.row.index.shape, generator=generator))
 
 
+class _TensorFactors(TorchFunctionMode):
+    """Optimisers pass the learning rate where torch wants a Python number: this writes the product out."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if isinstance(kwargs.get("alpha"), Tensor) and func in (torch.Tensor.add_, torch.Tensor.add):
+            return func(args[0], kwargs["alpha"].to(args[0].dtype) * args[1])
+        if isinstance(kwargs.get("value"), Tensor) and func in (torch.Tensor.addcdiv_, torch.Tensor.addcmul_):
+            value = kwargs["value"].to(args[0].dtype)
+            return args[0].add_(value * (args[1] / args[2] if func is torch.Tensor.addcdiv_ else args[1] * args[2]))
+        return func(*args, **kwargs)
+
+
 def _difference(expected: Sequence[Tensor], actual: Sequence[Tensor], double: float, single: float) -> str:
     """What differs by more than a share of its greatest element: nothing, the loss (the first of the values) or a gradient.
 
@@ -242,7 +258,7 @@ class Engine:
         self.calls: dict[int, list[Tensor]] = {}
         self.saved = [t.detach().clone() for t in step.state]
         self.finite = [p.detach().clone() for p in self.loop.leaves]
-        self.replay = None
+        self.replay: Replay | None = None
         self.device = self.loop.leaves[0].device
         self.cuda_graphs: dict[int, Any] = {}
         self._check(graph)
@@ -313,21 +329,21 @@ class Engine:
         replay = record(self.compiled, self._call(0), self._storages())
         state = torch.get_rng_state()
 
-        def results(way: Callable[[], Any], copies: bool = False) -> list[Tensor]:
+        def results(way: Callable[[dict[int, Tensor]], Any], *, on_copies: bool = False) -> list[Tensor]:
             with step.undone(), torch.no_grad():
                 torch.set_rng_state(state)
                 step.disturb(torch.Generator().manual_seed(3))
-                kept = {id(t): t.detach().clone() for t in step.changing()} if copies else {}
+                copies = {id(t): t.detach().clone() for t in step.changing()} if on_copies else {}
                 before = [p.detach().clone() for p in leaves]
-                way(kept) if copies else way()
-                loss = kept.get(id(step.row.loss), step.row.loss).clone()
-                return [loss, *(kept.get(id(p), p).detach() - b for p, b in zip(leaves, before, strict=True))]
+                way(copies)
+                loss = copies.get(id(step.row.loss), step.row.loss).clone()
+                return [loss, *(copies.get(id(p), p).detach() - b for p, b in zip(leaves, before, strict=True))]
 
-        wanted = results(lambda kept: run_on(graph, kept), copies=True)
-        compiled = results(lambda: self.compiled.call(*self._call(0)))
+        wanted = results(lambda copies: run_on(graph, copies), on_copies=True)
+        compiled = results(lambda _: self.compiled.call(*self._call(0)))
         if _difference(wanted, compiled, 1e-3, 1e-2):
             raise Uncapturable("the compiled step gives other numbers than the eager one")
-        if replay is not None and not _difference(compiled, results(lambda: replay.run(0, 1)), 1e-6, 1e-3):
+        if replay is not None and not _difference(compiled, results(lambda _: replay.run(0, 1)), 1e-6, 1e-3):
             self.replay = replay
 
     def _storages(self) -> dict[str, Tensor]:

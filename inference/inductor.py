@@ -22,6 +22,9 @@ from .capture import Graph, Uncapturable
 #: Tensors with fewer elements than this are not worth a second thread.
 SERIAL_BELOW = 65_536
 
+#: Compiled graphs that a process keeps; the oldest go first (the disk keeps them all).
+MOST_KEPT = 128
+
 _compiled: dict[tuple[Any, ...], Compiled] = {}
 
 
@@ -65,6 +68,8 @@ def compile_graph(graph: Graph) -> Compiled:
     threads = 1 if largest < SERIAL_BELOW else torch.get_num_threads()
     key = (graph.key, threads, torch.__version__)
     if key not in _compiled:
+        if len(_compiled) >= MOST_KEPT:
+            del _compiled[next(iter(_compiled))]
         try:
             _compiled[key] = _compile(graph, threads)
         except Exception as error:  # Inductor's failures have many types, and each means: stay eager
@@ -112,7 +117,7 @@ def _compile(graph: Graph, threads: int) -> Compiled:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
-        call = compile_fx(module, tensors, inner_compile=inner)
+        call: Any = compile_fx(module, tensors, inner_compile=inner)
     return Compiled(call, outputs[0] if len(outputs) == 1 else None, threads)
 
 

@@ -203,10 +203,12 @@ class FromRow(_Noise):
         return source[start:stop].reshape(tuple(shape)).to(dtype=dtype, device=device)
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The row's next normal numbers."""
         drawn = self._take("normal", shape, dtype, device)
         return super().normal(shape, dtype, device) if drawn is None else drawn
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The row's next uniform numbers."""
         drawn = self._take("uniform", shape, dtype, device)
         return super().uniform(shape, dtype, device) if drawn is None else drawn
 
@@ -219,9 +221,11 @@ class Counting(_Noise):
         self.normals = self.uniforms = 0
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Counted normal numbers."""
         self.normals += math.prod(shape)
         return super().normal(shape, dtype, device)
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Counted uniform numbers."""
         self.uniforms += math.prod(shape)
         return super().uniform(shape, dtype, device)

@@ -29,7 +29,7 @@ def progress_callback(show: bool, guide: str, total: int | None, restart: int, r
         task = bar.add_task(label, total=total, loss=float("nan"))
 
         def callback(state: Any) -> None:
-            if state.step % 20 == 0 or state.step == total:
+            if state.step - bar.tasks[0].completed >= 20 or state.step == total:
                 bar.update(task, completed=state.step, loss=state.loss)
 
         yield [callback]

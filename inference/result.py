@@ -201,6 +201,16 @@ class Fit:
         return self.settled and not self.run.doubt
 
     @property
+    def engine(self) -> str:
+        """What ran the best restart's steps: `eager` or `compiled`."""
+        return self.run.history.engine
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds of the best restart: `start`, `compile` (capture, checks and compiler), `steps`, `evaluation`."""
+        return {"start": 0.0, "compile": 0.0, "steps": 0.0, "evaluation": 0.0} | self.run.history.seconds
+
+    @property
     def stop_reason(self) -> str:
         """Why the best restart stopped, one sentence, and what speaks against its answer."""
         reason = self.run.history.stop_reason

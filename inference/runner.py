@@ -37,6 +37,8 @@ type GuideBuilder = Callable[..., Any]
 
 #: Step size of Adam where the number of steps is given and no optimiser is.
 DEFAULT_STEP = 0.02
+#: Steps between two looks at held-out data.
+VALIDATION_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ def fit(
     for restart in range(restarts):
         owned = _own(model, guide, data, dtype, device, seed + restart)
         with owned.active(seed + 7919 * restart):
-            runner = _Runner(owned, data, settings, optimizer, schedule, callbacks, progress, plan or Plan(), validation, compile)
+            runner = _Runner(
+                owned, data, settings, optimizer, schedule, callbacks, progress, plan or Plan(), validation, compile
+            )
             try:
                 runs.append(runner.run(restart))
             except NonFiniteError as error:
@@ -224,6 +228,7 @@ class _Runner:
         objective = self._objective()
         start = self._start(objective, restart)
         history = History()
+        history.seconds["start"] = time.perf_counter() - began
         evidence_only = start is not None and objective.surrogate is not None and self.optimizer is None
         if evidence_only and settings.steps is None and settings.batch_size is None:
             assert start is not None
@@ -237,7 +242,9 @@ class _Runner:
         else:
             self._train(objective, history, start, restart)
         run = Run(owned, self.program, objective, history, restart, time.perf_counter() - began, getattr(guide, "family", ""))
+        began = time.perf_counter()
         run.evaluate(self.data, settings.seed)
+        history.seconds["evaluation"] = time.perf_counter() - began
         if start is not None and objective.surrogate is None and not history.losses:
             history.losses = [float(x) for x in start.losses] or [run.loss]
             history.converged = start.converged
@@ -359,13 +366,13 @@ class _Runner:
             chosen: Any = own_rate or getattr(owned.guide, "first_step", rate)
             first = float(chosen)
             plan = Plan(first_step=first, last_step=first / 16, max_steps=plan.max_steps, window=200)
-        tail = Tail([p for p in named.values()], owned.guide.summary if scale_free else None) if automatic else None
+        tail = Tail(list(named.values()), owned.guide.summary if scale_free else None) if automatic else None
         loop = Loop(
             objective,
             named,
             self._batch,
             self._tables(objective, tail),
-            make([p for p in named.values()]),
+            make(list(named.values())),
             settings.clip_norm,
             history=history,
             total_steps=settings.steps,
@@ -374,9 +381,10 @@ class _Runner:
             compile=self.compiler,
         )
         if self.validation is not None:
-            loop.callbacks = [*loop.callbacks, self._validator(objective, history)]
+            loop.watchers, loop.pause = [self._validator(objective, history)], VALIDATION_EVERY
+        began = time.perf_counter()
         with progress_callback(self.progress, settings.guide or "guide", settings.steps, restart, settings.restarts) as shown:
-            loop.watchers = shown
+            loop.watchers = [*loop.watchers, *shown]
             try:
                 if automatic:
                     run_automatic(loop, plan)
@@ -394,6 +402,9 @@ class _Runner:
             except KeyboardInterrupt:
                 self.interrupted = True
                 history.stop_reason = f"interrupted after {len(history.losses)} steps"
+            finally:
+                seconds = time.perf_counter() - began
+                history.seconds |= {"compile": self.compiler.seconds, "steps": seconds - self.compiler.seconds}
 
     def _batch(self, index: Tensor | None) -> Mapping[str, Any]:
         return self.full if index is None else self.data.batch(index, self.owned.model)
@@ -438,7 +449,7 @@ class _Runner:
         kwargs = held_out.bind(self.owned.model)
 
         def callback(progress: Any) -> None:
-            if progress.step % 50 and progress.step != 1:
+            if progress.step % VALIDATION_EVERY and progress.step != 1:
                 return
             with torch.no_grad(), kept_generators():
                 values = []

@@ -111,7 +111,8 @@ class Tables:
         loss = rows(self._loss, losses)
         summary = [None] * steps if self._summary is None else rows(self._summary, summary_shape or ())
         self.rows = [
-            StepInputs(Row(n, u), i, f, v, s) for n, u, i, f, v, s in zip(normal, uniform, index, factor, loss, summary, strict=True)
+            StepInputs(Row(n, u), i, f, v, s)
+            for n, u, i, f, v, s in zip(normal, uniform, index, factor, loss, summary, strict=True)
         ]
         self._losses, self._summaries = tuple(losses), tuple(summary_shape or ())
         self.position = self.steps

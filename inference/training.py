@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .convergence import Tail
 from .density import model_factors
+from .noise import FromRow, Row
 from .objective import Objective
 from .tables import StepInputs, Tables
 
@@ -47,12 +48,21 @@ Callback = Callable[[Progress], bool | None]
 
 @dataclass
 class History:
-    """The record of a run. `losses` are negative ELBOs of the whole data set in nats, one a step."""
+    """The record of a run.
+
+    Attributes:
+        losses: negative ELBOs of the whole data set in nats, one a step.
+        validation: (step, loss) on held-out data.
+        engine: what ran the steps, `eager` or `compiled`.
+        seconds: what the time went into.
+    """
 
     losses: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
     converged: bool = False
     stop_reason: str = ""
+    engine: str = "eager"
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -72,7 +82,8 @@ class Loop:
         factor: the learning rate of step k (from 0), as a multiple of the optimiser's own.
         tail: sums of the iterates, where the run averages them.
         callbacks: called after every step.
-        watchers: called after every few steps, whenever the engine returns.
+        watchers: called after every block of steps.
+        pause: blocks end at multiples of so many steps, and after the first.
         compile: asked for the engine before each block of steps, until it has made one.
     """
 
@@ -84,6 +95,7 @@ class Loop:
     clip_norm: float | None = None
     callbacks: Sequence[Callback] = ()
     watchers: Sequence[Callback] = ()
+    pause: int | None = None
     history: History = field(default_factory=History)
     total_steps: int | None = None
     factor: Callable[[int], float] = lambda _: 1.0
@@ -110,13 +122,15 @@ class Loop:
             done = len(self.history.losses)
             if self.engine is None and self.compile is not None and done:
                 self.engine = self.compile(self)
-            first, count = self.tables.prepare(1 if self.callbacks or not done else steps)
+            most = steps if self.pause is None else min(steps, self.pause - done % self.pause)
+            first, count = self.tables.prepare(1 if self.callbacks or not done else most)
             factors = [self.factor(done + k) for k in range(count)]
             self.tables.set_factors(first, factors)
             if self.engine is None or not self.engine.advance(first, count):
                 for k in range(count):
                     self.step_eagerly(first + k, factors[k])
             else:
+                self.history.engine = "compiled"
                 self.history.losses += self.tables.losses(first, count).tolist()
                 if self.tail is not None:
                     self.tail.note(self.tables.summaries(first, count).unbind() if self.tail.summary else (), count)
@@ -145,7 +159,7 @@ class Loop:
         surrogate, loss = self.objective(kwargs, inputs.noise)
         value = float(loss.detach())
         if not math.isfinite(value):
-            message = self._blame(kwargs, value, number)
+            message = self._blame(kwargs, inputs.noise, value, number)
             self._step_back()
             raise NonFiniteError(message)
         surrogate.backward()
@@ -177,7 +191,7 @@ class Loop:
             given = iter(some)
             for p, g in zip(self.leaves, grads, strict=True):
                 p.grad = None if g is None else next(given)
-            for group, rate, base in zip(self.optimizer.param_groups, rates, self.base_rates, strict=True):
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             self.optimizer.step()
             if self.tail is not None:
@@ -210,23 +224,21 @@ class Loop:
         if self.clip_norm is not None and float(norm) > self.clip_norm:
             torch._foreach_mul_(grads, self.clip_norm / (float(norm) + 1e-12))
 
-    def _blame(self, kwargs: Mapping[str, Any], value: float, number: int) -> str:
-        """Names the site whose log density is not finite, from one more draw."""
+    def _blame(self, kwargs: Mapping[str, Any], noise: Row, value: float, number: int) -> str:
+        """Names the site whose log density is not finite, from the same draws once more."""
         site = "the model"
         with torch.no_grad(), pyro.validation_enabled(False):
-            for _ in range(20):
-                trace = self.objective.guide_trace(kwargs)
-                values: dict[str, Any] = {
-                    n: s["value"] for n, s in trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]
-                }
+            for row in zip(*noise, strict=True):
+                with FromRow(Row(*row)):
+                    trace = self.objective.guide_trace(kwargs)
+                    values: dict[str, Any] = {
+                        n: s["value"] for n, s in trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]
+                    }
+                    factors = model_factors(self.objective.program, self.objective.model, kwargs, values)
                 bad = [n for n, v in values.items() if isinstance(v, Tensor) and not bool(torch.isfinite(v).all())]
-                if bad:
-                    site = f"the guide's draw of site '{bad[0]}'"
-                    break
-                factors = model_factors(self.objective.program, self.objective.model, kwargs, values)
                 names = [f.name for f in factors if not bool(torch.isfinite(f.log_prob).all())]
-                if names:
-                    site = f"the log density of site '{names[0]}'"
+                if bad or names:
+                    site = f"the guide's draw of site '{bad[0]}'" if bad else f"the log density of site '{names[0]}'"
                     break
         what = "NaN" if math.isnan(value) else "infinite"
         return (

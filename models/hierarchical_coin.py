@@ -21,6 +21,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from . import settings
+from .concentrated_beta import ConcentratedBeta
 from .contract import BoundData, data_plate
 from .counts import count_dtype, read_counts
 from .exact import GridMixture
@@ -82,7 +83,7 @@ class HierarchicalCoin(PyroModule):
         sized = x if x is not None else total_count
         rows = len(sized) if isinstance(sized, Tensor) and sized.dim() else None
         with data_plate(rows, num_data, index):
-            pi = pyro.sample("pi", dist.Beta(mu * kappa, (1.0 - mu) * kappa))
+            pi = pyro.sample("pi", ConcentratedBeta(mu * kappa, (1.0 - mu) * kappa))
             counts = None if x is None else x.to(pi.dtype)
             if total_count is None:
                 return pyro.sample("x", dist.Bernoulli(pi), obs=counts)
