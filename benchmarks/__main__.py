@@ -31,6 +31,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one start, three short repetitions: a look, not a measurement")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of every library (default 1)")
+    parser.add_argument("--starts", type=int, help="fresh processes, cold and warm, of each contestant (default 3)")
+    parser.add_argument("--repetitions", type=int, help="of the steady loop (default 7)")
     parser.add_argument("--steps", type=int, default=100_000, help="of the memory run")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results (default benchmarks/results)")
     return parser.parse_args(given)
@@ -84,6 +86,7 @@ def main(given: list[str] | None = None) -> None:
         plan = compare.Plan(device=asked.device, threads=asked.threads)
         if asked.quick:
             plan = dataclasses.replace(plan, starts=1, repetitions=3, seconds=0.2)
+        plan = dataclasses.replace(plan, starts=asked.starts or plan.starts, repetitions=asked.repetitions or plan.repetitions)
 
         def keep(cases: dict[str, Any]) -> None:
             whole = about | {"cases": cases}

@@ -51,7 +51,8 @@ class Sized(Ours):
     """`Ours` on a model of D latents with one of bayeszoo's own families."""
 
     def __init__(self, family: str, size: int, *, compile: bool) -> None:
-        super().__init__(CASES["coin"], "cpu", compile=compile)
+        # A small learning rate: a full-rank guide of 1000 latents moves a long way in one step.
+        super().__init__(dataclasses.replace(CASES["coin"], learning_rate=1e-4), "cpu", compile=compile)
         self.model = {"beta": chances, "structured": groups}.get(family, means)
         rng = np.random.default_rng(0)
         y = rng.random(size) < 0.5 if family == "beta" else rng.standard_normal(size)

@@ -58,6 +58,8 @@ def settle(contestant: Contestant, seconds: float, at_least: int = 60) -> int:
     steps = at_least
     while True:
         training = contestant.train(steps, 0)
+        if training.loop <= 0:
+            raise RuntimeError("nothing is trained step by step")
         each = training.loop / training.steps
         if training.loop > 0.3 * seconds or steps >= MOST_STEPS:
             break
