@@ -16,9 +16,10 @@ from .inference import Fit, Run
 from .inference.checkpoint import Checkpoint, describe_sites, load_module, read, restore
 from .inference.density import EachDraw
 from .inference.objective import Objective
-from .inference.owned import Owned, default_dtype
+from .inference.owned import Owned, default_dtype, is_builder, own
 from .inference.program import Program, describe
-from .inference.runner import Settings, _is_builder, _own, resolve_device
+from .inference.restart import Settings
+from .inference.runner import resolve_device
 from .inference.training import History
 
 
@@ -86,7 +87,7 @@ def _run(
         return guides.build(settings.guide, model, data, discrete=settings.discrete, **settings.guide_options)
 
     ready = guide is not None and not _builds(guide)
-    owned: Owned = _own(model, guide if ready else build, data, dtype, device, settings.seed + index)
+    owned: Owned = own(model, guide if ready else build, data, dtype, device, settings.seed + index)
     with owned.active(settings.seed):
         if ready:
             prepare(owned.model)
@@ -121,7 +122,7 @@ def _run(
 
 
 def _builds(guide: Any) -> bool:
-    return not isinstance(guide, nn.Module) and _is_builder(guide)
+    return not isinstance(guide, nn.Module) and is_builder(guide)
 
 
 def _check_sites(saved: Checkpoint, model: Callable[..., Any], data: Any) -> Program:
