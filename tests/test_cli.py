@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -48,6 +50,8 @@ def test_json_is_one_object_and_nothing_else():
         "k_hat",
         "posterior",
         "seconds",
+        "engine",
+        "timings",
         "device",
         "versions",
     }
@@ -124,6 +128,63 @@ def test_compare_prints_a_table_or_json():
     assert abs(found["guides"]["exact"]["gap"]) < 1e-6
 
 
+@pytest.mark.parametrize(("words", "wanted"), [([], "auto"), (["auto"], "auto"), (["yes"], True), (["no"], False)])
+def test_compile_is_passed_on(monkeypatch: pytest.MonkeyPatch, words: list[str], wanted: Any) -> None:
+    passed: list[Any] = []
+
+    def instead(*args: Any, compile: Any, **options: Any) -> None:
+        passed.append(compile)
+        raise ValueError("enough seen")
+
+    monkeypatch.setattr("bayeszoo.fitting.fit", instead)
+    assert "enough seen" in refused("fit", "coin_flip", *(["--compile", *words] if words else []))
+    assert passed == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [("no", r"^engine eager: \d+\.\d s of steps$"), ("yes", r"^engine compiled: \d+\.\d s of steps, \d+\.\d s of compiling$")],
+)
+def test_the_summary_says_what_ran_the_steps(word: str, line: str) -> None:
+    result = runner.invoke(app, ["fit", "coin_flip", "--guide", "mean_field", "--steps", "20", "--compile", word])
+    assert result.exit_code == 0, result.output
+    assert re.search(line, result.stdout, re.M), result.stdout
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_fit_that_is_not_compiled_says_why_on_stderr(monkeypatch: pytest.MonkeyPatch, quiet: bool) -> None:
+    monkeypatch.setattr("bayeszoo.inference.compiled.COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr("bayeszoo.inference.compiled.COMPILE_SECONDS_A_NODE", 0.0)
+    monkeypatch.setattr("bayeszoo.inference.inductor.shutil.which", lambda _: None)
+    command = ["fit", "coin_flip", "--guide", "mean_field", "--steps", "20"]
+    result = runner.invoke(app, [*command, "--quiet" if quiet else "--json"])
+    assert result.exit_code == 0, result.output
+    if quiet:
+        assert result.output == ""
+        return
+    assert json.loads(result.stdout)["engine"] == "eager"
+    assert result.stderr.startswith("bayeszoo: the fit runs on the eager engine: there is no C++ compiler")
+    assert result.stderr.count("\n") == 1
+    assert "no C++ compiler" in refused(*command, "--compile", "yes")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["fit", "--help"]])
+def test_help_and_version_load_nothing_slow(words: list[str]) -> None:
+    source = """
+import sys
+from bayeszoo.cli import main
+try:
+    main()
+finally:
+    slow = {"torch", "pyro", "pandas", "arviz", "matplotlib"} & set(sys.modules)
+    assert not slow, slow
+"""
+    done = subprocess.run([sys.executable, "-c", source, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert (done.stdout == f"bayeszoo {bz.__version__}\n") is (words == ["--version"])
+
+
 def test_wrong_input_is_one_sentence(tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("a,b,y\n1,2,3\n2,1,x\n3,3,4\n")
@@ -136,6 +197,7 @@ def test_wrong_input_is_one_sentence(tmp_path):
     assert "--target" in refused("fit", "linear_regression", "--data", str(table))
     assert "row 2" in refused("fit", "linear_regression", "--data", str(table), "--target", "y")
     assert "no column 'z'" in refused("fit", "coin_flip", "--data", str(table), "--target", "z")
+    assert "--compile must be auto, yes or no, got 'maybe'" in refused("fit", "coin_flip", "--compile", "maybe")
     assert "at least 1" in refused("fit", "coin_flip", "--steps", "0")
     assert "not there" in refused("fit", "coin_flip", "--device", "cuda:77")
     assert "guide 'beta' is for latents in" in refused("fit", "linear_regression", "--guide", "beta")

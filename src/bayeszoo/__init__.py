@@ -3,27 +3,43 @@
 Importing bayeszoo sets Pyro's `module_local_params`: parameters live in modules, not in a global store.
 """
 
-import pyro
+from typing import TYPE_CHECKING
 
-# Set once, for good: as a context manager around single fits it would let later calls of a fitted guide read another fit's
-# parameters.
-pyro.settings.set(module_local_params=True)
+from . import local_params
 
-from . import data, guides, inference, models  # noqa: E402
-from .comparing import Comparison, compare  # noqa: E402
-from .fitting import fit  # noqa: E402
-from .inference.reference import reference  # noqa: E402
-from .saving import load  # noqa: E402
+local_params.switch_on()
 
 __version__ = "0.1.0"
 
 __all__ = ["Comparison", "__version__", "compare", "data", "fit", "guides", "inference", "load", "models", "plots", "reference"]
 
+#: The module behind each name that is not a module itself.
+_HOME = {
+    "Comparison": "comparing",
+    "compare": "comparing",
+    "fit": "fitting",
+    "load": "saving",
+    "reference": "inference.reference",
+}
 
-def __getattr__(name: str) -> object:
-    """Loads `plots` when it is first used: matplotlib is slow to import."""
-    if name == "plots":
+if TYPE_CHECKING:
+    from . import data, guides, inference, models, plots
+    from .comparing import Comparison, compare
+    from .fitting import fit
+    from .inference.reference import reference
+    from .saving import load
+else:
+
+    def __getattr__(name: str) -> object:
+        """Loads what is used when it is first used: torch, Pyro, ArviZ and matplotlib take seconds."""
         import importlib
 
-        return importlib.import_module(".plots", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(f".{_HOME.get(name, name)}", __name__)
+        globals()[name] = found = getattr(module, name) if name in _HOME else module
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

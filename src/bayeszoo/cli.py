@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from . import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,9 +35,25 @@ Steps = Annotated[int | None, typer.Option(help="Number of updates; by default u
 Seed = Annotated[int, typer.Option(help="Same seed and device, same losses.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ..., or auto.")]
 Restarts = Annotated[int, typer.Option(help="Independent fits; they become ArviZ chains.")]
+Compile = Annotated[str, typer.Option("--compile", metavar="auto|yes|no", help="Whether the steps run compiled.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what the folder already holds.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bayeszoo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Options of the program itself."""
 
 
 @contextlib.contextmanager
@@ -93,6 +112,7 @@ def fit_(
     seed: Seed = 0,
     device: Device = "auto",
     restarts: Restarts = 1,
+    compile: Compile = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for posterior.nc, fit.json, the checkpoint and figures.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -107,21 +127,24 @@ def fit_(
 
         found = entry(model)
         _check_guide(guide)
+        mode = _compile_mode(compile)
         if out is not None:
             _draw_without_screen()
             _forced(lambda: outputs.check(out, overwrite=force))
         observed = read_data(model, data, target)
         try:
-            result = fit(
-                found.make(observed),
-                observed,
-                guide=guide,
-                steps=steps,
-                seed=seed,
-                device=device,
-                restarts=restarts,
-                progress=not (quiet or as_json),
-            )
+            with _told_if_not_compiled(quiet):
+                result = fit(
+                    found.make(observed),
+                    observed,
+                    guide=guide,
+                    steps=steps,
+                    seed=seed,
+                    device=device,
+                    restarts=restarts,
+                    compile=mode,
+                    progress=not (quiet or as_json),
+                )
         except NonFiniteError as error:
             if out is not None and error.fit is not None:
                 error.fit.save(out, overwrite=force)
@@ -239,8 +262,11 @@ def _counts(path: str, target: str) -> Any:
 
 
 def _show(result: Any) -> None:
-    """The verdict, then a table of means and sds."""
+    """The fit, what ran it, the verdict, then a table of means and sds."""
     typer.echo(str(result))
+    seconds = result.timings
+    compiling = f", {seconds['compile']:.1f} s of compiling" if result.engine == "compiled" else ""
+    typer.echo(f"engine {result.engine}: {seconds['steps']:.1f} s of steps{compiling}")
     typer.echo(str(result.diagnose()))
 
 
@@ -249,6 +275,34 @@ def _check_guide(name: str | None) -> None:
         from . import guides
 
         guides.get(name)
+
+
+def _compile_mode(word: str) -> Literal["auto"] | bool:
+    """`fit`'s argument for the command line's word."""
+    if word == "auto":
+        return "auto"
+    if word not in ("yes", "no"):
+        raise ValueError(f"--compile must be auto, yes or no, got '{word}'")
+    return word == "yes"
+
+
+@contextlib.contextmanager
+def _told_if_not_compiled(quiet: bool) -> Iterator[None]:
+    """A fit that falls back to the eager engine says so in one line on stderr, without the library's own line of code."""
+    from .inference.compiled import NotCompiledWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if quiet else "always", NotCompiledWarning)
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+            if issubclass(category, NotCompiledWarning):
+                typer.echo(f"bayeszoo: {message}", err=True)
+            else:
+                show(message, category, *where, **options)
+
+        warnings.showwarning = tell
+        yield
 
 
 def _forced(check: Any) -> None:

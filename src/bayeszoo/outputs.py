@@ -43,6 +43,8 @@ def record(fit: Fit, n: int = 4000) -> dict[str, Any]:
         "posterior": posterior,
         "units": "standardised" if fit.data.scaler is not None else "as in the data",
         "seconds": fit.seconds,
+        "engine": fit.engine,
+        "timings": fit.timings,
         "device": str(fit.device),
         "dtype": str(fit.dtype).removeprefix("torch."),
         "versions": versions(),
