@@ -94,7 +94,7 @@ class Compiler:
 def _nodes(loop: Loop) -> int:
     """Size of the autograd graph of one step."""
     with kept_generators():
-        surrogate, _ = loop.objective(loop.batch(loop.tables.rows[0].index), loop.tables.rows[0].noise)
+        surrogate, _ = loop.evaluate(loop.batch(loop.tables.rows[0].index), loop.tables.rows[0].noise)
     seen, todo = set(), [surrogate.grad_fn]
     while todo:
         node = todo.pop()

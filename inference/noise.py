@@ -162,10 +162,10 @@ _SAMPLERS: dict[Any, Callable[..., Tensor | None]] = {
 }
 
 
-def vmap_random(function: Callable[..., Any], mapped: Any) -> Any:
-    """`torch.vmap(function)(mapped)` with independent random draws."""
+def vmap_random(function: Callable[..., Any], *mapped: Any) -> Any:
+    """`torch.vmap(function)(*mapped)` with independent random draws."""
     with _Noise():
-        return torch.vmap(function, randomness="different")(mapped)
+        return torch.vmap(function, randomness="different")(*mapped)
 
 
 class Row(NamedTuple):

@@ -213,7 +213,7 @@ class Restart:
         automatic, plan = settings.steps is None, wishes.plan
         rate = plan.first_step if automatic and scale_free else DEFAULT_STEP
         # Near an optimum that the family reaches, Adam divides small gradients by eps: the step must not outgrow the curvature (1).
-        make, own_rate = _optimizer(wishes.optimizer, rate, 0.04 if scale_free else 1e-8)
+        self.make_optimizer, own_rate = _optimizer(wishes.optimizer, rate, 0.04 if scale_free else 1e-8)
         if automatic and (wishes.optimizer is not None or not scale_free):
             chosen: Any = own_rate or getattr(owned.guide, "first_step", rate)
             first = float(chosen)
@@ -224,7 +224,7 @@ class Restart:
             named,
             self._batch,
             self._tables(tail),
-            make(list(named.values())),
+            self.make_optimizer(list(named.values())),
             settings.clip_norm,
             history=history,
             total_steps=settings.steps,
@@ -247,7 +247,7 @@ class Restart:
         index = None if size is None else torch.arange(size, device=self.owned.device)
         normals, uniforms = self.objective.count_noise(self._batch(index))
         return Tables(
-            (self.settings.num_particles,),
+            self.settings.num_particles,
             normals,
             uniforms,
             batches=None if size is None else self._indices(size),
@@ -255,7 +255,7 @@ class Restart:
             summary_shape=None if summary is None else summary().shape,
             dtype=self.owned.dtype,
             device=self.owned.device,
-            seed=int(torch.randint(2**62, ())),
+            seeds=[int(torch.randint(2**62, ()))],
         )
 
     def _indices(self, size: int) -> Iterator[Tensor]:

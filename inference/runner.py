@@ -15,9 +15,11 @@ from .compiled import Mode
 from .convergence import Plan
 from .objective import ESTIMATORS, Discrete, Estimator
 from .owned import GuideBuilder, own
+from .progress import progress_callback
 from .restart import Restart, Settings, Wishes
 from .result import Fit, Run
 from .schedule import Schedule
+from .stacked import stack
 from .training import Callback, NonFiniteError
 
 
@@ -86,9 +88,20 @@ def fit(
             restart.prepare()
             return restart
 
-    runs: list[Run] = []
+    if restarts > 1 and not callbacks and validation is None:
+        together = [prepared(number) for number in range(restarts)]
+        if _train_together(together, wishes):
+            runs = []
+            for restart in together:
+                with restart.owned.active(seed + 7919 * restart.number + 1):
+                    runs.append(restart.finish())
+            return Fit(tuple(runs), _best(runs), data, settings, time.perf_counter() - began)
+    else:
+        together = []
+
+    runs = []
     for number in range(restarts):
-        restart = prepared(number)
+        restart = together[number] if together else prepared(number)
         with restart.owned.active(seed + 7919 * number + 1):
             try:
                 restart.train()
@@ -101,6 +114,35 @@ def fit(
         if restart.interrupted:
             break
     return Fit(tuple(runs), _best(runs), data, settings, time.perf_counter() - began)
+
+
+def _train_together(restarts: Sequence[Restart], wishes: Wishes) -> bool:
+    """Trains prepared restarts as one loop; False, and nothing trained, where that cannot be."""
+    first = restarts[0]
+    with first.owned.active(first.settings.seed + 1):
+        loop = stack(restarts)
+        if loop is None or first.ending is None:
+            return False
+        began = time.perf_counter()
+        name = first.settings.guide or "guide"
+        with progress_callback(wishes.progress, name, first.settings.steps, 0, 1) as shown:
+            loop.watchers = shown
+            try:
+                first.ending(loop)
+            except NonFiniteError:
+                for history in loop.histories:
+                    history.losses.clear()
+                return False  # one after another, so that the failure is told of the restart that it belongs to
+            except KeyboardInterrupt:
+                for history in loop.histories:
+                    history.stop_reason = f"interrupted after {len(history.losses)} steps"
+        loop.unstack()
+        seconds = time.perf_counter() - began
+        for restart in restarts:
+            share = {"compile": first.compiler.seconds, "steps": seconds - first.compiler.seconds}
+            restart.history.seconds |= {key: value / len(restarts) for key, value in share.items()}
+            restart.seconds += seconds / len(restarts)
+    return True
 
 
 def _best(runs: Sequence[Run]) -> int:

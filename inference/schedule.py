@@ -41,28 +41,34 @@ def run_fixed(loop: Loop, steps: int, schedule: Callable[[int, int], float]) -> 
         history.stop_reason = f"a callback stopped the fit after {len(history.losses)} steps"
     else:
         history.stop_reason = f"the {steps} steps that were asked for are done"
-    recent = history.losses[-max(200, len(history.losses) // 4) :]
-    falling, gain = loss_still_falls(recent)
-    history.converged = not falling
-    if falling and math.isfinite(gain):
-        history.stop_reason += f"; the loss still fell by {gain:.3g} nats at the end"
-    elif falling:
-        history.stop_reason += ", too few to tell whether the loss has settled"
+    reason = history.stop_reason
+    for history in loop.histories:
+        history.stop_reason = reason
+        recent = history.losses[-max(200, len(history.losses) // 4) :]
+        falling, gain = loss_still_falls(recent)
+        history.converged = not falling
+        if falling and math.isfinite(gain):
+            history.stop_reason += f"; the loss still fell by {gain:.3g} nats at the end"
+        elif falling:
+            history.stop_reason += ", too few to tell whether the loss has settled"
 
 
 def run_automatic(loop: Loop, plan: Plan) -> None:
     """Stages of halved step sizes with averaged iterates, until the averages agree; see `convergence`.
 
-    What must settle is the tail's summary, in units of posterior sds; without one the loss decides.
+    What must settle is the tail's summary, in units of posterior sds; without one the loss decides. Restarts that are trained
+    together go from stage to stage together, when all of them have settled.
     """
     history, tail = loop.history, loop.tail
     assert tail is not None
-    summary = tail.summary
+    by_loss = tail.summary is None
     if tail.size == 0:
-        history.converged = True
-        history.stop_reason = "the guide has no parameters to train"
+        for each in loop.histories:
+            each.converged, each.stop_reason = True, "the guide has no parameters to train"
         return
-    rate, window, previous, difference = plan.first_step, plan.window, None, math.inf
+    rate, window = plan.first_step, plan.window
+    previous: list[Tensor] | None = None
+    differences = [math.inf] * len(loop.histories)
     while True:
         loop.factor = functools.partial(_constant_factor, rate / loop.base_rates[0])
         still = False
@@ -71,46 +77,49 @@ def run_automatic(loop: Loop, plan: Plan) -> None:
             if loop.advance(min(window, max(100, plan.max_steps - len(history.losses)))):
                 history.stop_reason = f"a callback stopped the fit after {len(history.losses)} steps"
                 return
-            if summary is None:
-                still = not loss_still_falls(history.losses[-2 * window :])[0]
+            if by_loss:
+                still = all(not loss_still_falls(each.losses[-2 * window :])[0] for each in loop.histories)
             else:
-                still = stationary(torch.stack(tail.window), plan.tolerance / 10)
+                still = all(stationary(values, plan.tolerance / 10) for values in _summaries(loop))
             if still or len(history.losses) >= plan.max_steps:
                 break
-        current = torch.stack(tail.window).mean(0) if summary is not None else torch.tensor(history.losses[-window:])
+        if by_loss:
+            current = [torch.tensor(each.losses[-window:], dtype=torch.float64) for each in loop.histories]
+        else:
+            current = [values.mean(0) for values in _summaries(loop)]
+        tolerances = [plan.tolerance] * len(current)
         if previous is not None:
-            difference = _difference(previous, current, of_losses=summary is None)
-        unit = "posterior sds" if summary is not None else "nats"
-        if still and difference < (plan.tolerance if summary is not None else _loss_tolerance(previous, current)):
+            pairs = list(zip(previous, current, strict=True))
+            differences = [abs(float(a.mean() - b.mean())) if by_loss else float((b - a).abs().max()) for a, b in pairs]
+            tolerances = [_loss_tolerance(a, b) for a, b in pairs] if by_loss else tolerances
+        settled = [still and d < t for d, t in zip(differences, tolerances, strict=True)]
+        if all(settled) or len(history.losses) >= plan.max_steps:
             tail.use_average()
-            history.converged = True
-            history.stop_reason = f"converged: successive averages differ by {difference:.2g} {unit}"
-            return
-        if len(history.losses) >= plan.max_steps:
-            tail.use_average()
-            history.stop_reason = (
-                f"not converged after {len(history.losses)} steps: successive averages still differ by {difference:.2g} {unit}; "
-                "pass steps=, or a simpler guide"
-            )
+            unit = "nats" if by_loss else "posterior sds"
+            for each, difference, good in zip(loop.histories, differences, settled, strict=True):
+                each.converged = good
+                each.stop_reason = (
+                    f"converged: successive averages differ by {difference:.2g} {unit}"
+                    if good
+                    else f"not converged after {len(history.losses)} steps: successive averages still differ by "
+                    f"{difference:.2g} {unit}; pass steps=, or a simpler guide"
+                )
             return
         previous = current
         rate, window = max(rate / 2, plan.last_step), 2 * window
+
+
+def _summaries(loop: Loop) -> list[Tensor]:
+    """The window of the guide's summary (T, K) of each restart."""
+    assert loop.tail is not None
+    values = torch.stack(loop.tail.window)
+    return [values] if len(loop.histories) == 1 else list(values.unbind(1))
 
 
 def _constant_factor(factor: float, step: int) -> float:
     return factor
 
 
-def _difference(previous: Tensor, current: Tensor, *, of_losses: bool) -> float:
-    """How far the last two stages lie apart: the greatest change of the summary, or the change of the mean loss."""
-    if of_losses:
-        return abs(float(previous.double().mean() - current.double().mean()))
-    return float((current - previous).abs().max())
-
-
-def _loss_tolerance(previous: Tensor | None, current: Tensor) -> float:
+def _loss_tolerance(a: Tensor, b: Tensor) -> float:
     """Two standard errors of the change of the mean loss, or a hundredth of a nat if that is more."""
-    if previous is None:
-        return 0.0
-    a, b = previous.double(), current.double()
     return max(0.01, 2 * math.sqrt(float(a.var() / len(a) + b.var() / len(b))))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,47 +51,56 @@ class Tables:
     """The tables of one optimisation run.
 
     Args:
-        shape: leading dimensions of the noise: (particles,), or (restarts, particles).
+        particles: draws a step.
         normals, uniforms: numbers that one particle takes.
         batches: row numbers (B,) of each step, for ever; None where every step sees all rows.
         batch_size: B.
-        summary_size: length of the guide's summary; 0 for none.
-        losses: shape of one step's loss.
-        seed: of the noise.
+        summary_shape: of the guide's summary; None for none.
+        seeds: of the noise; several where that many restarts are one step, whose noise and losses then have them in front.
     """
 
     def __init__(
         self,
-        shape: Sequence[int],
+        particles: int,
         normals: int,
         uniforms: int,
         *,
         batches: Iterator[Tensor] | None,
         batch_size: int,
         summary_shape: Sequence[int] | None,
-        losses: Sequence[int] = (),
         dtype: torch.dtype,
         device: torch.device,
-        seed: int,
+        seeds: Sequence[int],
     ) -> None:
-        particles = torch.Size(shape).numel()
         numbers = particles * (normals + uniforms)
         steps = max(1, min(_MOST_STEPS, _NUMBERS // max(1, numbers)))
         if steps < _LEAST_STEPS and _LEAST_STEPS * numbers <= _MOST_NUMBERS:
             steps = _LEAST_STEPS
         self.steps = steps
         self.batches = batches
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self._arguments: dict[str, Any] = {
+            "particles": particles,
+            "normals": normals,
+            "uniforms": uniforms,
+            "batches": batches,
+            "batch_size": batch_size,
+            "dtype": dtype,
+            "device": device,
+        }
+        self.seeds = tuple(seeds)
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        stack = () if len(seeds) == 1 else (len(seeds),)
 
-        def table(row: Sequence[int], dtype: torch.dtype = dtype) -> Tensor:
+        def table(row: Sequence[int], dtype: torch.dtype = dtype, parts: int = 1) -> Tensor:
             size = torch.Size(row).numel()
             padded = -(-size // _ALIGNED) * _ALIGNED
-            return torch.zeros(steps, padded, dtype=dtype, device=device)
+            return torch.zeros(steps, parts * padded, dtype=dtype, device=device)
 
-        self._normal, self._uniform = table((*shape, normals)), table((*shape, uniforms))
+        self._normal = table((particles, normals), parts=len(seeds))
+        self._uniform = table((particles, uniforms), parts=len(seeds))
         self._index = None if batches is None else table((batch_size,), torch.int64)
         self._factor = table((1,), torch.float64)
-        self._loss = table(losses)
+        self._loss = table(stack)
         self._summary = None if summary_shape is None else table(summary_shape)
         self.storages = {
             "normal": self._normal,
@@ -105,17 +115,26 @@ class Tables:
             size = torch.Size(row).numel()
             return [storage[k, :size].reshape(tuple(row)) for k in range(steps)]
 
-        normal, uniform = rows(self._normal, (*shape, normals)), rows(self._uniform, (*shape, uniforms))
+        def noise(storage: Tensor, count: int) -> list[Tensor]:
+            parts = storage.reshape(steps, len(seeds), -1)[:, :, : particles * count]
+            return [parts[k].unflatten(-1, (particles, count)).reshape(*stack, particles, count) for k in range(steps)]
+
+        normal, uniform = noise(self._normal, normals), noise(self._uniform, uniforms)
         index = [None] * steps if self._index is None else rows(self._index, (batch_size,))
         factor = rows(self._factor, ())
-        loss = rows(self._loss, losses)
+        loss = rows(self._loss, stack)
         summary = [None] * steps if self._summary is None else rows(self._summary, summary_shape or ())
         self.rows = [
             StepInputs(Row(n, u), i, f, v, s)
             for n, u, i, f, v, s in zip(normal, uniform, index, factor, loss, summary, strict=True)
         ]
-        self._losses, self._summaries = tuple(losses), tuple(summary_shape or ())
+        self._losses, self._summaries = stack, tuple(summary_shape or ())
         self.position = self.steps
+
+    def stacked(self, seeds: Sequence[int]) -> Tables:
+        """Tables for several restarts in one step, with the noise that each of these seeds has alone."""
+        summary = None if self._summary is None else (len(seeds), *self._summaries)
+        return Tables(**self._arguments, summary_shape=summary, seeds=seeds)
 
     def prepare(self, most: int) -> tuple[int, int]:
         """Fills the tables where they are used up.
@@ -130,10 +149,16 @@ class Tables:
 
     def fill(self) -> None:
         """New noise and new batches in every row."""
-        if self._normal.numel():
-            self._normal.normal_(generator=self.generator)
-        if self._uniform.numel():
-            self._uniform.uniform_(generator=self.generator)
+        for table, draw in ((self._normal, Tensor.normal_), (self._uniform, Tensor.uniform_)):
+            if not table.numel():
+                continue
+            if len(self.generators) == 1:
+                draw(table, generator=self.generators[0])
+                continue
+            # Each restart draws as it would alone.
+            parts = table.view(self.steps, len(self.generators), -1)
+            for k, generator in enumerate(self.generators):
+                parts[:, k] = draw(torch.empty_like(parts[:, k]).contiguous(), generator=generator)
         if self.batches is not None and self._index is not None:
             indices = torch.stack([next(self.batches) for _ in range(self.steps)])
             self._index[:, : indices.shape[1]] = indices

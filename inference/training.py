@@ -130,8 +130,9 @@ class Loop:
                 for k in range(count):
                     self.step_eagerly(first + k, factors[k])
             else:
-                self.history.engine = "compiled"
-                self.history.losses += self.tables.losses(first, count).tolist()
+                for history in self.histories:
+                    history.engine = "compiled"
+                self.record(self.tables.losses(first, count))
                 if self.tail is not None:
                     self.tail.note(self.tables.summaries(first, count).unbind() if self.tail.summary else (), count)
             self.tables.position += count
@@ -156,8 +157,8 @@ class Loop:
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.zero_grad(set_to_none=True)
-        surrogate, loss = self.objective(kwargs, inputs.noise)
-        value = float(loss.detach())
+        surrogate, loss = self.evaluate(kwargs, inputs.noise)
+        value = float(loss.detach().sum())
         if not math.isfinite(value):
             message = self._blame(kwargs, inputs.noise, value, number)
             self._step_back()
@@ -167,7 +168,7 @@ class Loop:
         if self.leaves:
             torch._foreach_copy_(self.finite, [p.detach() for p in self.leaves])
         self.optimizer.step()
-        self.history.losses.append(value)
+        self.record(loss.detach().double().cpu().unsqueeze(0))
         if self.tail is not None:
             self.tail.accumulate()
             self.tail.note([self.tail.summary().detach()] if self.tail.summary else (), 1)
@@ -180,14 +181,12 @@ class Loop:
         Returns:
             Loss and gradients, with which a capture is checked.
         """
-        surrogate, loss = self.objective(kwargs, inputs.noise, strict=True)
+        surrogate, loss = self.evaluate(kwargs, inputs.noise, strict=True)
         grads = torch.autograd.grad(surrogate, self.leaves, allow_unused=True)
         some = [g for g in grads if g is not None]
         with torch.no_grad():
             if self.clip_norm is not None:
-                norm = torch.stack([g.square().sum() for g in some]).sum().sqrt()
-                shrink = torch.where(norm > self.clip_norm, self.clip_norm / (norm + 1e-12), torch.ones_like(norm))
-                some = [g * shrink for g in some]
+                some = self.clipped(some)
             given = iter(some)
             for p, g in zip(self.leaves, grads, strict=True):
                 p.grad = None if g is None else next(given)
@@ -200,9 +199,33 @@ class Loop:
                 if self.tail.summary is not None and inputs.summary is not None:
                     inputs.summary.copy_(self.tail.summary())
             # A gradient that is not finite shows in the record of the losses, which is all that the host reads.
-            trouble = sum((g.sum() * 0.0 for g in some), start=torch.zeros_like(loss))
+            trouble = sum((self.sums(g) * 0.0 for g in some), start=torch.zeros_like(loss))
             inputs.loss.copy_(loss.detach() + trouble)
         return (loss.detach(), *some)
+
+    @property
+    def histories(self) -> list[History]:
+        """The records of all restarts that this loop trains."""
+        return [self.history]
+
+    def record(self, losses: Tensor) -> None:
+        """Takes note of losses, (steps,)."""
+        self.history.losses += losses.tolist()
+
+    def evaluate(self, kwargs: Mapping[str, Any], noise: Row, *, strict: bool = False) -> tuple[Tensor, Tensor]:
+        """What to differentiate, and the loss."""
+        return self.objective(kwargs, noise, strict=strict)
+
+    def sums(self, tensor: Tensor) -> Tensor:
+        """The sum over a parameter's elements."""
+        return tensor.sum()
+
+    def clipped(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients with a global norm of at most `clip_norm`, nothing read from them."""
+        assert self.clip_norm is not None
+        norm = torch.stack([self.sums(g.square()) for g in grads]).sum(0).sqrt()
+        shrink = torch.where(norm > self.clip_norm, self.clip_norm / (norm + 1e-12), torch.ones_like(norm))
+        return [g * shrink.reshape(shrink.shape + (1,) * (g.dim() - shrink.dim())) for g in grads]
 
     def _step_back(self) -> None:
         with torch.no_grad():
@@ -222,7 +245,8 @@ class Loop:
                 "parameters of the step before: lower the step size, pass clip_norm, or use dtype=torch.float64"
             )
         if self.clip_norm is not None and float(norm) > self.clip_norm:
-            torch._foreach_mul_(grads, self.clip_norm / (float(norm) + 1e-12))
+            with torch.no_grad():
+                torch._foreach_copy_(grads, self.clipped(grads))
 
     def _blame(self, kwargs: Mapping[str, Any], noise: Row, value: float, number: int) -> str:
         """Names the site whose log density is not finite, from the same draws once more."""
