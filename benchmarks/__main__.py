@@ -77,7 +77,7 @@ def main(given: list[str] | None = None) -> None:
         growth.run(axes, asked.threads, length, repetitions, patience, keep_growth)
     elif asked.command == "memory":
         name = "memory"
-        runs = memory.run(chosen(asked.only, list(CASES), "case", ["coin", "linear-batch"]), asked.steps, asked.threads)
+        runs = memory.run(chosen(asked.only, list(CASES), "case", ["coin", "linear-batch", "bnn"]), asked.steps, asked.threads)
         body = f"{memory.render(runs)}\n\n![resident memory](memory.png)"
         results.write(out, name, about | {"runs": runs}, "Memory over many steps", body)
         plots.memory(runs, out / f"{name}.png")

@@ -12,7 +12,7 @@ from .process import NotRun, Process
 from .results import not_run, table
 
 
-def watch(case: str, steps: int, threads: int, every: float = 0.1) -> dict[str, Any]:
+def watch(case: str, steps: int, threads: int, every: float = 0.02) -> dict[str, Any]:
     """Samples a worker's resident memory, from outside, while it makes `steps` steps of a case.
 
     A short run goes before, so that everything that is allocated once is there.
@@ -79,7 +79,7 @@ def render(runs: Mapping[str, Any]) -> str:
         for name, run in runs.items()
     ]
     text = (
-        "Resident memory of the fitting process, sampled ten times a second from outside. The record of the losses takes eight bytes a "
+        "Resident memory of the fitting process, sampled fifty times a second from outside. The record of the losses takes eight bytes a "
         "step or more and is part of it."
     )
     return text + "\n\n" + table(["case", "compiled steps", "before (MiB)", "highest (MiB)", "grown over the run (MiB)"], rows)
