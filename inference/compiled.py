@@ -94,7 +94,7 @@ class Compiler:
 def _nodes(loop: Loop) -> int:
     """Size of the autograd graph of one step."""
     with kept_generators():
-        surrogate, _ = loop.evaluate(loop.batch(loop.tables.rows[0].index), loop.tables.rows[0].noise)
+        surrogate, _ = loop.evaluate(loop.batch(loop.tables.rows[0].index), loop.tables.rows[0])
     seen, todo = set(), [surrogate.grad_fn]
     while todo:
         node = todo.pop()
@@ -212,6 +212,7 @@ class Step:
             for p in self.loop.leaves:
                 p.add_(0.1 * draw(p))
             self.row.noise.normal.copy_(draw(self.row.noise.normal))
+            self.row.kl_weight.fill_(0.5)
             self.row.noise.uniform.copy_(torch.rand(self.row.noise.uniform.shape, generator=generator))
             if self.row.index is not None:
                 rows = self.loop.objective.program.num_data

@@ -69,6 +69,11 @@ class Factor:
         return total if _is_one(self.scale) else (self.log_prob * self.scale).sum()
 
     @property
+    def negative(self) -> Factor:
+        """The same term subtracted, as log q is; never an observation's."""
+        return Factor(self.name, -self.log_prob, self.plates, self.scale, False)
+
+    @property
     def local(self) -> bool:
         """Whether the term belongs to single observations."""
         return DATA_PLATE in self.plates

@@ -10,9 +10,9 @@ companion E_q[grad log q] is zero and so left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pyro import poutine
@@ -60,12 +60,15 @@ class Objective:
     surrogate: Literal["joint", "likelihood"] | None = None
     each: EachDraw = field(default_factory=EachDraw)
 
-    def __call__(self, kwargs: Mapping[str, Any], noise: Row | None = None, *, strict: bool = False) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, kwargs: Mapping[str, Any], noise: Row | None = None, *, kl_weight: Tensor | None = None, strict: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Loss of one batch.
 
         Args:
             noise: the random numbers to use, (num_particles, n) normal and (num_particles, m) uniform, with n and m as
                 `count_noise` says; None takes torch's generator.
+            kl_weight: what multiplies log q - log p(z) in the tensor to differentiate; the value to report is never weighted.
             strict: whether to raise where the numbers do not suffice, instead of taking torch's generator for the rest.
 
         Returns:
@@ -73,9 +76,11 @@ class Objective:
         """
         if self.num_particles == 1:
             row = None if noise is None else Row(noise.normal[0], noise.uniform[0])
-            bound, score = self._particle(kwargs, row, strict)
+            parts = self._particle(kwargs, row, strict)
         else:
-            bound, score = self._particles(kwargs, noise, strict)
+            parts = self._particles(kwargs, noise, strict)
+        likelihood, kl, score = parts
+        bound = likelihood - kl
         # REINFORCE: `score` is log q of the draws without a reparametrisation; its gradient is weighted by the bound.
         score = score - score.detach()
         if self.estimator == "importance_weighted":
@@ -83,7 +88,8 @@ class Objective:
             surrogate = value + value.detach() * score.sum()
         else:
             value = bound.mean()
-            surrogate = value + (bound.detach() * score).mean()
+            weighted = bound if kl_weight is None else likelihood - kl_weight.to(kl.dtype) * kl
+            surrogate = weighted.mean() + (weighted.detach() * score).mean()
         return -surrogate, -value
 
     def count_noise(self, kwargs: Mapping[str, Any]) -> tuple[int, int]:
@@ -92,7 +98,7 @@ class Objective:
             self._particle(kwargs)
         return counted.normals, counted.uniforms
 
-    def _particles(self, kwargs: Mapping[str, Any], noise: Row | None, strict: bool) -> tuple[Tensor, Tensor]:
+    def _particles(self, kwargs: Mapping[str, Any], noise: Row | None, strict: bool) -> Parts:
         if self.each.vectorized is None:
             self._check_vectorized(kwargs)
         if noise is None:
@@ -101,9 +107,9 @@ class Objective:
             noise = Row(blank, blank)
             strict = False
         if self.each.vectorized:
-            return vmap_random(lambda row: self._particle(kwargs, Row(*row), strict), tuple(noise))
-        pairs = [self._particle(kwargs, Row(n, u), strict) for n, u in zip(*noise, strict=True)]
-        return torch.stack([b for b, _ in pairs]), torch.stack([s for _, s in pairs])
+            return Parts(*vmap_random(lambda row: tuple(self._particle(kwargs, Row(*row), strict)), tuple(noise)))
+        each = [self._particle(kwargs, Row(n, u), strict) for n, u in zip(*noise, strict=True)]
+        return Parts(*(torch.stack(part) for part in zip(*each, strict=True)))
 
     def _check_vectorized(self, kwargs: Mapping[str, Any]) -> None:
         """Maps two draws through guide and model, and replays the same draws one by one."""
@@ -114,7 +120,7 @@ class Objective:
         try:
             with torch.no_grad():
                 values = vmap_random(draw, torch.zeros(2))
-            probe, _ = vmap_random(lambda _: self._particle(kwargs), torch.zeros(2))
+            probe, _, _ = vmap_random(lambda _: tuple(self._particle(kwargs)), torch.zeros(2))
             if probe.requires_grad:
                 params = [p for p in _parameters(self.guide) if p.requires_grad]
                 torch.autograd.grad(probe.sum(), params, allow_unused=True)
@@ -132,30 +138,30 @@ class Objective:
                 return poutine.trace(self.guide).get_trace(**kwargs)
         return poutine.trace(self.guide).get_trace(**kwargs)
 
-    def _particle(self, kwargs: Mapping[str, Any], row: Row | None = None, strict: bool = False) -> tuple[Tensor, Tensor]:
-        """The bound of one draw, and log q of its draws without a reparametrisation."""
+    def _particle(self, kwargs: Mapping[str, Any], row: Row | None = None, strict: bool = False) -> Parts:
+        """The bound of one draw."""
         if row is None:
             return self._bound(kwargs)
         with FromRow(row, strict=strict):
             return self._bound(kwargs)
 
-    def _bound(self, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def _bound(self, kwargs: Mapping[str, Any]) -> Parts:
         trace = self.guide_trace(kwargs)
         values = guide_values(trace)
         if self.discrete == "guide" and self.program.discrete:
             return self._enumerated(kwargs, trace, values)
         if self.surrogate == "likelihood":
             factors = model_factors(self.program, self.model, kwargs, values)
-            bound = total(factor for factor in factors if factor.observed)
-            return bound, torch.zeros_like(bound)
+            likelihood = total(factor for factor in factors if factor.observed)
+            return Parts(likelihood, torch.zeros_like(likelihood), torch.zeros_like(likelihood))
         if self.estimator == "analytic_kl":
             return self._analytic(kwargs, trace, values)
-        bound = total(model_factors(self.program, self.model, kwargs, values))
+        factors = model_factors(self.program, self.model, kwargs, values)
         if self.surrogate is None:
-            bound = bound - total(guide_factors(trace))
-        return bound, _score(trace, bound)
+            factors += [f.negative for f in guide_factors(trace)]
+        return _parts(trace, factors)
 
-    def _analytic(self, kwargs: Mapping[str, Any], trace: poutine.Trace, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _analytic(self, kwargs: Mapping[str, Any], trace: poutine.Trace, values: dict[str, Tensor]) -> Parts:
         prior = model_trace(self.model, kwargs, values)
         terms: list[Factor] = []
         for name, site in sample_sites(prior):
@@ -167,13 +173,12 @@ class Objective:
             kl = _kl(q["fn"], site["fn"])
             if kl is None:
                 log_q = site_factor(name, q)
-                terms += [factor, Factor(name, -log_q.log_prob, log_q.plates, log_q.scale, False)]
+                terms += [factor, log_q.negative]
             else:
                 terms.append(Factor(name, -kl, factor.plates, factor.scale, False))
-        bound = total(terms)
-        return bound, _score(trace, bound)
+        return _parts(trace, terms)
 
-    def _enumerated(self, kwargs: Mapping[str, Any], trace: poutine.Trace, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _enumerated(self, kwargs: Mapping[str, Any], trace: poutine.Trace, values: dict[str, Tensor]) -> Parts:
         """Exact expectation over the guide's discrete sites: each cost weighted by q of the states it depends on."""
         first = -1 - self.program.max_plate_nesting
         names = [name for name, _ in sample_sites(trace) if name in self.program.discrete]
@@ -181,13 +186,9 @@ class Objective:
         log_q = {name: site_factor(name, trace.nodes[name]) for name in names}
         prior = model_trace(self.model, kwargs, values)
         costs = [site_factor(name, site) for name, site in sample_sites(prior)]
-        costs += [Factor(f.name, -f.log_prob, f.plates, f.scale, False) for f in guide_factors(trace)]
-        bound = torch.zeros(())
-        for cost in costs:
-            weight = self._weight(cost, log_q, dims)
-            bound = bound + (cost.log_prob * weight * cost.scale).sum()
-        continuous = [n for n in self.program.continuous if n in trace.nodes]
-        return bound, _score(trace, bound, only=continuous)
+        costs += [f.negative for f in guide_factors(trace)]
+        expected = [replace(cost, log_prob=cost.log_prob * self._weight(cost, log_q, dims)) for cost in costs]
+        return _parts(trace, expected, only=[n for n in self.program.continuous if n in trace.nodes])
 
     def _weight(self, cost: Factor, log_q: Mapping[str, Factor], dims: Mapping[str, int]) -> Tensor | float:
         def depends(t: Tensor, dim: int) -> bool:
@@ -204,6 +205,26 @@ class Objective:
         if out:
             joint = torch.logsumexp(joint, dim=out, keepdim=True)
         return joint.exp()
+
+
+class Parts(NamedTuple):
+    """The bound of one draw in nats, likelihood - kl.
+
+    Attributes:
+        likelihood: log p(x | z).
+        kl: log q(z) - log p(z), or its expectation where that is known.
+        score: log q of the draws without a reparametrisation.
+    """
+
+    likelihood: Tensor
+    kl: Tensor
+    score: Tensor
+
+
+def _parts(trace: poutine.Trace, factors: Sequence[Factor], only: list[str] | None = None) -> Parts:
+    likelihood = total(f for f in factors if f.observed)
+    kl = -total(f for f in factors if not f.observed)
+    return Parts(likelihood, kl, _score(trace, likelihood - kl, only))
 
 
 def _score(trace: poutine.Trace, like: Tensor, only: list[str] | None = None) -> Tensor:

@@ -66,6 +66,7 @@ class Wishes:
     validation: Any
     compile: Mode
     plan: Plan
+    kl_weight: float | Schedule | None
 
 
 class Restart:
@@ -228,6 +229,7 @@ class Restart:
             settings.clip_norm,
             history=history,
             total_steps=settings.steps,
+            kl_weight=self._kl_weight(),
             tail=tail,
             callbacks=list(wishes.callbacks),
             compile=self.compiler,
@@ -275,6 +277,19 @@ class Restart:
                 f"unknown schedule '{schedule}'; choose one of {', '.join(SCHEDULES)}, or pass a function (step, steps) -> factor"
             )
         return SCHEDULES[schedule]
+
+    def _kl_weight(self) -> Callable[[int], float] | None:
+        weight, steps = self.wishes.kl_weight, self.settings.steps
+        if weight is None or (not callable(weight) and weight == 1.0):
+            return None
+        if self.objective.surrogate is not None or self.objective.estimator == "importance_weighted":
+            kind = "an importance-weighted bound" if self.objective.surrogate is None else "a point estimate"
+            raise ValueError(f"kl_weight is for an ELBO, and {kind} has no KL term to weight; leave it out")
+        if not callable(weight):
+            return lambda step: float(weight)
+        if steps is None:
+            raise ValueError("kl_weight as a function of (step, steps) needs the number of steps: pass steps or epochs")
+        return lambda step: float(weight(step, steps))
 
     def _validator(self) -> Callback:
         """Records -E_q log p(y | z) a held-out observation, in nats, every 50 steps."""

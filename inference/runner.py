@@ -37,6 +37,7 @@ def fit(
     num_particles: int | None = None,
     schedule: str | Schedule | None = None,
     clip_norm: float | None = None,
+    kl_weight: float | Schedule | None = None,
     restarts: int = 1,
     seed: int = 0,
     discrete: Discrete = "marginalize",
@@ -54,7 +55,7 @@ def fit(
     Args:
         guide: a builder `(model, data) -> guide`, or a ready guide (a module, or a function with the model's arguments).
     """
-    _check_numbers(steps, epochs, batch_size, num_particles, clip_norm, restarts, loss, discrete)
+    _check_numbers(steps, epochs, batch_size, num_particles, clip_norm, restarts, loss, discrete, kl_weight)
     device = resolve_device(device)
     began = time.perf_counter()
     check = getattr(model, "check", None)
@@ -79,7 +80,7 @@ def fit(
         seed,
         dict(guide_options or {}),
     )
-    wishes = Wishes(optimizer, schedule, callbacks, progress, validation, compile, plan or Plan())
+    wishes = Wishes(optimizer, schedule, callbacks, progress, validation, compile, plan or Plan(), kl_weight)
 
     def prepared(number: int) -> Restart:
         owned = own(model, guide, data, dtype, device, seed + number)
@@ -182,6 +183,7 @@ def _check_numbers(
     restarts: int,
     loss: str,
     discrete: str,
+    kl_weight: float | Schedule | None,
 ) -> None:
     if steps is not None and epochs is not None:
         raise ValueError("pass either steps or epochs, not both")
@@ -196,6 +198,8 @@ def _check_numbers(
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm is the greatest global norm of the gradient and must be positive, got {clip_norm!r}")
+    if isinstance(kl_weight, (int, float)) and not kl_weight >= 0:
+        raise ValueError(f"kl_weight multiplies the KL term and must not be negative, got {kl_weight!r}")
     if loss not in (*ESTIMATORS, "auto"):
         raise ValueError(f"unknown loss '{loss}'; choose 'auto', {', '.join(repr(e) for e in ESTIMATORS)}")
     if discrete not in ("marginalize", "guide"):

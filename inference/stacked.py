@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .noise import Row, kept_generators, vmap_random
 from .owned import Owned
 from .restart import Restart
+from .tables import StepInputs
 from .training import History, Loop
 
 #: Optimisers that treat every element of a parameter by itself.
@@ -104,6 +105,7 @@ class StackedLoop(Loop):
             first.clip_norm,
             history=first.history,
             total_steps=first.total_steps,
+            kl_weight=first.kl_weight,
             compile=first.compile,
             restarts=restarts,
             loops=loops,
@@ -124,14 +126,16 @@ class StackedLoop(Loop):
         for history, column in zip(self.histories, losses.unbind(1), strict=True):
             history.losses += column.tolist()
 
-    def evaluate(self, kwargs: Mapping[str, Any], noise: Row, *, strict: bool = False) -> tuple[Tensor, Tensor]:
+    def evaluate(self, kwargs: Mapping[str, Any], inputs: StepInputs, *, strict: bool = False) -> tuple[Tensor, Tensor]:
         """The sum of what to differentiate, and the losses (restarts,)."""
+
+        weight = None if self.kl_weight is None else inputs.kl_weight
 
         def one(normal: Tensor, uniform: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
             with self._in_place(values):
-                return self.objective(kwargs, Row(normal, uniform), strict=strict)
+                return self.objective(kwargs, Row(normal, uniform), kl_weight=weight, strict=strict)
 
-        surrogates, losses = vmap_random(one, noise.normal, noise.uniform, *self.values)
+        surrogates, losses = vmap_random(one, inputs.noise.normal, inputs.noise.uniform, *self.values)
         return surrogates.sum(), losses
 
     def summaries(self) -> Tensor:
@@ -153,17 +157,19 @@ class StackedLoop(Loop):
     def agrees(self) -> bool:
         """Whether the mapped restarts have the losses and gradients that they have one by one."""
         row = self.tables.rows[0]
+        row.kl_weight.fill_(0.5)
         row.noise.normal.normal_()
         row.noise.uniform.uniform_()
         if row.index is not None:
             row.index.copy_(torch.arange(len(row.index)))
         kwargs = self.batch(row.index)
         with kept_generators():
-            surrogate, losses = self.evaluate(kwargs, row.noise)
+            surrogate, losses = self.evaluate(kwargs, row)
             grads = torch.autograd.grad(surrogate, self.leaves, allow_unused=True)
         for k, (restart, loop) in enumerate(zip(self.restarts, self.loops, strict=True)):
             with restart.owned.active() if k else contextlib.nullcontext(), kept_generators():
-                alone, loss = loop.objective(loop.batch(row.index), Row(row.noise.normal[k], row.noise.uniform[k]))
+                own_row = replace(row, noise=Row(row.noise.normal[k], row.noise.uniform[k]))
+                alone, loss = loop.evaluate(loop.batch(row.index), own_row)
                 own = torch.autograd.grad(alone, loop.leaves, allow_unused=True)
             if not _close(losses[k].detach(), loss.detach()):
                 return False

@@ -31,6 +31,7 @@ class StepInputs:
     noise: Row
     index: Tensor | None
     factor: Tensor
+    kl_weight: Tensor
     loss: Tensor
     summary: Tensor | None
 
@@ -41,6 +42,7 @@ class StepInputs:
             "uniform": self.noise.uniform,
             "index": self.index,
             "factor": self.factor,
+            "kl_weight": self.kl_weight,
             "loss": self.loss,
             "summary": self.summary,
         }
@@ -99,7 +101,7 @@ class Tables:
         self._normal = table((particles, normals), parts=len(seeds))
         self._uniform = table((particles, uniforms), parts=len(seeds))
         self._index = None if batches is None else table((batch_size,), torch.int64)
-        self._factor = table((1,), torch.float64)
+        self._factor, self._kl_weight = table((1,), torch.float64), table((1,), torch.float64)
         self._loss = table(stack)
         self._summary = None if summary_shape is None else table(summary_shape)
         self.storages = {
@@ -107,6 +109,7 @@ class Tables:
             "uniform": self._uniform,
             "index": self._index,
             "factor": self._factor,
+            "kl_weight": self._kl_weight,
             "loss": self._loss,
             "summary": self._summary,
         }
@@ -121,12 +124,12 @@ class Tables:
 
         normal, uniform = noise(self._normal, normals), noise(self._uniform, uniforms)
         index = [None] * steps if self._index is None else rows(self._index, (batch_size,))
-        factor = rows(self._factor, ())
+        factor, weight = rows(self._factor, ()), rows(self._kl_weight, ())
         loss = rows(self._loss, stack)
         summary = [None] * steps if self._summary is None else rows(self._summary, summary_shape or ())
         self.rows = [
-            StepInputs(Row(n, u), i, f, v, s)
-            for n, u, i, f, v, s in zip(normal, uniform, index, factor, loss, summary, strict=True)
+            StepInputs(Row(n, u), i, f, w, v, s)
+            for n, u, i, f, w, v, s in zip(normal, uniform, index, factor, weight, loss, summary, strict=True)
         ]
         self._losses, self._summaries = stack, tuple(summary_shape or ())
         self.position = self.steps
@@ -163,9 +166,11 @@ class Tables:
             indices = torch.stack([next(self.batches) for _ in range(self.steps)])
             self._index[:, : indices.shape[1]] = indices
 
-    def set_factors(self, first: int, factors: Sequence[float]) -> None:
-        """The learning rate of the next steps, as a multiple of the optimiser's own."""
+    def set(self, first: int, factors: Sequence[float], kl_weights: Sequence[float] | None) -> None:
+        """The next steps' learning rates, as multiples of the optimiser's own, and weights of the KL."""
         self._factor[first : first + len(factors), 0] = torch.tensor(factors, dtype=torch.float64)
+        if kl_weights is not None:
+            self._kl_weight[first : first + len(factors), 0] = torch.tensor(kl_weights, dtype=torch.float64)
 
     def losses(self, first: int, count: int) -> Tensor:
         """(count, *losses) what the steps wrote, on the host, in double precision."""

@@ -80,6 +80,7 @@ class Loop:
         batch: the keyword arguments of a step, from the row numbers of its batch (None: all rows).
         tables: what differs between steps.
         factor: the learning rate of step k (from 0), as a multiple of the optimiser's own.
+        kl_weight: the weight of the KL in step k; None for the ELBO itself.
         tail: sums of the iterates, where the run averages them.
         callbacks: called after every step.
         watchers: called after every block of steps.
@@ -99,6 +100,7 @@ class Loop:
     history: History = field(default_factory=History)
     total_steps: int | None = None
     factor: Callable[[int], float] = lambda _: 1.0
+    kl_weight: Callable[[int], float] | None = None
     tail: Tail | None = None
     engine: Engine | None = None
     compile: Callable[[Loop], Engine | None] | None = None
@@ -125,7 +127,8 @@ class Loop:
             most = steps if self.pause is None else min(steps, self.pause - done % self.pause)
             first, count = self.tables.prepare(1 if self.callbacks or not done else most)
             factors = [self.factor(done + k) for k in range(count)]
-            self.tables.set_factors(first, factors)
+            weights = None if self.kl_weight is None else [self.kl_weight(done + k) for k in range(count)]
+            self.tables.set(first, factors, weights)
             if self.engine is None or not self.engine.advance(first, count):
                 for k in range(count):
                     self.step_eagerly(first + k, factors[k])
@@ -157,7 +160,7 @@ class Loop:
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.zero_grad(set_to_none=True)
-        surrogate, loss = self.evaluate(kwargs, inputs.noise)
+        surrogate, loss = self.evaluate(kwargs, inputs)
         value = float(loss.detach().sum())
         if not math.isfinite(value):
             message = self._blame(kwargs, inputs.noise, value, number)
@@ -181,7 +184,7 @@ class Loop:
         Returns:
             Loss and gradients, with which a capture is checked.
         """
-        surrogate, loss = self.evaluate(kwargs, inputs.noise, strict=True)
+        surrogate, loss = self.evaluate(kwargs, inputs, strict=True)
         grads = torch.autograd.grad(surrogate, self.leaves, allow_unused=True)
         some = [g for g in grads if g is not None]
         with torch.no_grad():
@@ -212,9 +215,10 @@ class Loop:
         """Takes note of losses, (steps,)."""
         self.history.losses += losses.tolist()
 
-    def evaluate(self, kwargs: Mapping[str, Any], noise: Row, *, strict: bool = False) -> tuple[Tensor, Tensor]:
+    def evaluate(self, kwargs: Mapping[str, Any], inputs: StepInputs, *, strict: bool = False) -> tuple[Tensor, Tensor]:
         """What to differentiate, and the loss."""
-        return self.objective(kwargs, noise, strict=strict)
+        weight = None if self.kl_weight is None else inputs.kl_weight
+        return self.objective(kwargs, inputs.noise, kl_weight=weight, strict=strict)
 
     def sums(self, tensor: Tensor) -> Tensor:
         """The sum over a parameter's elements."""

@@ -29,6 +29,7 @@ def fit(
     num_particles: int = 1,
     schedule: str | Callable[[int, int], float] | None = None,
     clip_norm: float | None = None,
+    kl_weight: float | Callable[[int, int], float] | None = None,
     restarts: int = 1,
     seed: int = 0,
     discrete: Literal["marginalize", "guide"] = "marginalize",
@@ -60,6 +61,8 @@ def fit(
         num_particles: draws a step, run as one batch where the model allows.
         schedule: learning rate over the given steps: `constant`, `cosine`, `linear` or `(step, steps) -> factor`.
         clip_norm: greatest global norm of the gradient.
+        kl_weight: what multiplies the KL term in the gradient, a number or `(step, steps) -> weight` for annealing; reported
+            losses are never weighted.
         restarts: independent fits from overdispersed starts; they become ArviZ chains.
         seed: same seed and device, same losses.
         discrete: `marginalize` sums out discrete latents that the guide does not have and draws them afterwards; `guide`
@@ -97,7 +100,8 @@ def fit(
         raise ValueError("guide_options are for a family's name; give them to the builder or guide yourself")
     return inference.fit(
         model, data, builder, guide_name=name, loss=loss, optimizer=optimizer, steps=steps, epochs=epochs,
-        batch_size=batch_size, num_particles=num_particles, schedule=schedule, clip_norm=clip_norm, restarts=restarts, seed=seed,
+        batch_size=batch_size, num_particles=num_particles, schedule=schedule, clip_norm=clip_norm,
+        kl_weight=kl_weight, restarts=restarts, seed=seed,
         discrete=discrete, device=device, dtype=dtype, validation=validation, callbacks=callbacks, progress=progress,
         compile=compile, guide_options=options,
     )  # fmt: skip

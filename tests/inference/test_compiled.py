@@ -106,6 +106,14 @@ def test_optimizers_schedules_and_clipping(optimizer: str, uncompiled: None) -> 
     assert_same(a, b)
 
 
+def test_annealed_kl_weight(uncompiled: None) -> None:
+    options: dict[str, Any] = {"kl_weight": lambda step, steps: step / steps}
+    a, b = run("unknown-mean_field", compile=False, **options), run("unknown-mean_field", compile=True, **options)
+    assert b.engine == "compiled"
+    assert_same(a, b)
+    assert a.losses[2:] != run("unknown-mean_field", compile=False).losses[2:]
+
+
 def test_run_to_convergence_is_the_same(uncompiled: None) -> None:
     a = run("unknown-full_rank", compile=False, steps=None)
     b = run("unknown-full_rank", compile=True, steps=None)
