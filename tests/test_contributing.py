@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
 BLOCK = re.compile(r"^```python ([\w/]+\.py)\n(.*?)^```$", re.M | re.S)
 
@@ -73,6 +75,47 @@ def test_the_model_skeleton_can_be_simulated_batched_and_saved(
     fit.save(tmp_path / "run")
     again = bz.load(tmp_path / "run", model=model)
     assert again.sample(5)["rate"].equal(fit.sample(5)["rate"])
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs recorded graphs as they are: compiling takes seconds and is tested elsewhere."""
+    from bayeszoo.inference.inductor import Compiled
+
+    monkeypatch.setattr("bayeszoo.inference.compiled.compile_graph", lambda graph: Compiled(graph.module, None, 1))
+
+
+def test_the_skeletons_are_compilable(copied: Callable[[str, str], ModuleType], uncompiled: None) -> None:
+    import bayeszoo as bz
+
+    model = copied("models/poisson_rate.py", "bayeszoo.models.poisson_rate").PoissonRate()
+    guide = copied("guides/scaled.py", "bayeszoo.guides.scaled").Scaled
+    data = bz.data.simulate(model, 60, seed=2).to(dtype=torch.float64)
+    eager, graph = (bz.fit(model, data, guide=guide, steps=50, progress=False, compile=c) for c in (False, True))
+    assert (eager.engine, graph.engine) == ("eager", "compiled")
+    # double precision has 16 digits; 50 steps cost a few of them
+    assert graph.losses == pytest.approx(eager.losses, rel=1e-10)
+
+
+def test_what_is_not_compilable_is_refused_as_quoted(blocks: dict[str, str], root: Path, tmp_path: Path) -> None:
+    import bayeszoo as bz
+
+    source = blocks["models/poisson_rate.py"]
+    broken = source.replace("        with data_plate(", "        scale = rate.item()\n        with data_plate(")
+    file = tmp_path / "poisson_rate.py"
+    file.write_text(broken, encoding="utf-8")
+    names = {"__name__": "bayeszoo.models.poisson_rate", "__package__": "bayeszoo.models"}
+    exec(compile(broken, str(file), "exec", dont_inherit=True), names)
+    model: Any = names["PoissonRate"]
+    data = bz.data.simulate(model(), 20, seed=2)
+    with pytest.raises(ValueError, match="cannot be compiled") as caught:
+        bz.fit(model(), data, guide="mean_field", steps=20, progress=False, compile=True)
+    quoted = re.search(
+        r"^```text\n(compile=True, .*?)(; use .*)\n```$", (root / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M
+    )
+    assert quoted is not None
+    assert str(caught.value).startswith(quoted[1])
+    assert str(caught.value).endswith(quoted[2])
 
 
 def test_the_skeletons_keep_the_style(blocks: dict[str, str], root: Path, tmp_path: Path) -> None:
