@@ -95,6 +95,8 @@ def capture(step: Callable[[], tuple[Tensor, ...]], *, changing: Iterable[Tensor
 
 def _lift(module: fx.GraphModule) -> Graph:
     """The graph with its constants turned into inputs, each tensor once."""
+    from torch.fx.passes.shape_prop import _extract_tensor_metadata
+
     lifted = fx.Graph()
     inputs: list[Tensor] = []
     placeholders: dict[int, fx.Node] = {}
@@ -104,6 +106,7 @@ def _lift(module: fx.GraphModule) -> Graph:
             tensor = getattr(module, node.target)
             if id(tensor) not in placeholders:
                 placeholders[id(tensor)] = lifted.placeholder(f"input_{len(inputs)}")
+                placeholders[id(tensor)].meta["tensor_meta"] = _extract_tensor_metadata(tensor)
                 inputs.append(tensor)
             env[node] = placeholders[id(tensor)]
     for node in reversed(module.graph.nodes):  # marks for the profiler

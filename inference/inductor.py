@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .capture import Graph, Uncapturable
+from .passes import rewrite
 
 #: Tensors with fewer elements than this are not worth a second thread.
 SERIAL_BELOW = 65_536
@@ -103,9 +104,10 @@ def _compile(graph: Graph, threads: int) -> Compiled:
         "cpp_cache_precompile_headers": False,
         "compile_threads": 1,
     }
+    module = _without_outputs(graph)
     if all(t.device.type == "cpu" for t in graph.inputs):
         options["pattern_matcher"] = False  # its patterns are networks' for GPUs, and take a second to set up
-    module = _without_outputs(graph)
+        rewrite(module)
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     tensors = [fake.from_tensor(t.detach(), static_shapes=True) for t in graph.inputs]
     # The outer cache would hand back a function without the record of its code.

@@ -7,7 +7,7 @@ takes nothing from the host but a row number.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ from .noise import Row
 #: Noise is drawn for so many numbers at once, in as many steps as they serve.
 _NUMBERS = 2**17
 _MOST_NUMBERS = 2**23
-_MOST_STEPS, _LEAST_STEPS = 256, 16
-#: Rows begin at multiples of so many numbers, as compiled code expects of its inputs on a GPU.
+_MOST_STEPS, _LEAST_STEPS = 1024, 16
+#: Rows on a GPU begin at multiples of so many numbers, as compiled code expects of its inputs there.
 _ALIGNED = 16
 
 
@@ -47,6 +47,18 @@ class StepInputs:
             "summary": self.summary,
         }
         return {name: row for name, row in rows.items() if row is not None}
+
+
+class _Rows(dict[int, StepInputs]):
+    """Rows, made when they are first asked for."""
+
+    def __init__(self, make: Callable[[int], StepInputs]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, k: int) -> StepInputs:
+        self[k] = self.make(k)
+        return self[k]
 
 
 class Tables:
@@ -95,7 +107,7 @@ class Tables:
 
         def table(row: Sequence[int], dtype: torch.dtype = dtype, parts: int = 1) -> Tensor:
             size = torch.Size(row).numel()
-            padded = -(-size // _ALIGNED) * _ALIGNED
+            padded = size if device.type == "cpu" else -(-size // _ALIGNED) * _ALIGNED
             return torch.zeros(steps, parts * padded, dtype=dtype, device=device)
 
         self._normal = table((particles, normals), parts=len(seeds))
@@ -114,25 +126,32 @@ class Tables:
             "summary": self._summary,
         }
 
-        def rows(storage: Tensor, row: Sequence[int]) -> list[Tensor]:
-            size = torch.Size(row).numel()
-            return [storage[k, :size].reshape(tuple(row)) for k in range(steps)]
-
-        def noise(storage: Tensor, count: int) -> list[Tensor]:
-            parts = storage.reshape(steps, len(seeds), -1)[:, :, : particles * count]
-            return [parts[k].unflatten(-1, (particles, count)).reshape(*stack, particles, count) for k in range(steps)]
-
-        normal, uniform = noise(self._normal, normals), noise(self._uniform, uniforms)
-        index = [None] * steps if self._index is None else rows(self._index, (batch_size,))
-        factor, weight = rows(self._factor, ()), rows(self._kl_weight, ())
-        loss = rows(self._loss, stack)
-        summary = [None] * steps if self._summary is None else rows(self._summary, summary_shape or ())
-        self.rows = [
-            StepInputs(Row(n, u), i, f, w, v, s)
-            for n, u, i, f, w, v, s in zip(normal, uniform, index, factor, weight, loss, summary, strict=True)
-        ]
+        self._shapes = {"normal": (*stack, particles, normals), "uniform": (*stack, particles, uniforms)}
+        self._parts = len(seeds)
+        self.rows = _Rows(self._row)
         self._losses, self._summaries = stack, tuple(summary_shape or ())
         self.position = self.steps
+
+    def _row(self, k: int) -> StepInputs:
+        def view(storage: Tensor | None, shape: Sequence[int] = ()) -> Tensor | None:
+            return None if storage is None else storage[k, : torch.Size(shape).numel()].reshape(tuple(shape))
+
+        def noise(kind: str, storage: Tensor) -> Tensor:
+            *_, particles, count = shape = self._shapes[kind]
+            return storage[k].reshape(self._parts, -1)[:, : particles * count].reshape(shape)
+
+        factor, weight, loss = view(self._factor), view(self._kl_weight), view(self._loss, self._losses)
+        assert factor is not None
+        assert weight is not None
+        assert loss is not None
+        return StepInputs(
+            Row(noise("normal", self._normal), noise("uniform", self._uniform)),
+            view(self._index, (self._arguments["batch_size"],)),
+            factor,
+            weight,
+            loss,
+            view(self._summary, self._summaries),
+        )
 
     def stacked(self, seeds: Sequence[int]) -> Tables:
         """Tables for several restarts in one step, with the noise that each of these seeds has alone."""
