@@ -5,10 +5,11 @@ if __name__ != "bayeszoo.inference":
         "this folder is the package bayeszoo.inference: write 'import bayeszoo.inference', not 'import inference'"
     )
 
+from .compiled import NotCompiledWarning
 from .prediction import Prediction
 from .reference import Reference, reference
 from .result import Fit, Run
 from .runner import fit
 from .training import NonFiniteError, Progress
 
-__all__ = ["Fit", "NonFiniteError", "Prediction", "Progress", "Reference", "Run", "fit", "reference"]
+__all__ = ["Fit", "NonFiniteError", "NotCompiledWarning", "Prediction", "Progress", "Reference", "Run", "fit", "reference"]

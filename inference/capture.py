@@ -34,7 +34,7 @@ _LIBRARIES = tuple(
 _OWN_GUIDES = str(Path(__file__).resolve().parent.parent / "guides")
 
 
-class Uncapturable(RuntimeError):
+class Uncapturable(Exception):
     """The step cannot be a graph; the message is one sentence that names the operation and the line."""
 
 

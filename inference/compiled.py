@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,10 @@ type Mode = Literal["auto"] | bool
 EAGER_SECONDS, COMPILE_SECONDS, COMPILE_SECONDS_A_NODE = 1e-5, 4.0, 0.05
 #: A graph of more operations is not compiled unless asked for.
 LARGEST = 5000
+
+
+#: Where the warning does not point to: the package, wherever its folders lie.
+_PACKAGE = tuple(str(path) for path in (Path(__file__).parent, Path(__file__).parent.parent, Path(__file__).resolve().parent))
 
 
 class NotCompiledWarning(UserWarning):
@@ -62,7 +67,9 @@ class Compiler:
                 raise ValueError(
                     f"compile=True, but the step cannot be compiled: {reason}; use compile='auto' or False, or change the model"
                 ) from reason
-            warnings.warn(f"the fit runs on the eager engine: {reason}", NotCompiledWarning, stacklevel=2)
+            warnings.warn(
+                f"the fit runs on the eager engine: {reason}", NotCompiledWarning, stacklevel=2, skip_file_prefixes=_PACKAGE
+            )
             return None
         finally:
             self.seconds += time.perf_counter() - began
@@ -272,7 +279,9 @@ class Engine:
             self._run(first, count - 1)
             torch._foreach_copy_(self.finite, loop.leaves)
             self._run(first + count - 1, 1)
-            if bool(torch.isfinite(loop.tables.losses(first, count)).all()):
+            # A gradient that is not finite spoils the parameters, and the losses after it.
+            finite = [torch.isfinite(loop.tables.losses(first, count)).all(), *(torch.isfinite(p).all() for p in loop.leaves)]
+            if all(bool(f) for f in finite):
                 torch._foreach_copy_(loop.finite, self.finite)
                 return True
             torch._foreach_copy_(self.step.state, self.saved)

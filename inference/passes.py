@@ -62,7 +62,12 @@ def _replacement(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     aten, ours = torch.ops.aten, torch.ops.bayeszoo
     if node.target in (aten.mm.default, aten.mv.default):
         a, b = (_meta(n) for n in node.args)
-        if a is None or b is None or a.dtype != torch.float32 or a.shape.numel() * (b.shape[1] if len(b.shape) == 2 else 1) < LARGE:
+        if (
+            a is None
+            or b is None
+            or a.dtype != torch.float32
+            or a.shape.numel() * (b.shape[1] if len(b.shape) == 2 else 1) < LARGE
+        ):
             return None
         if node.target is aten.mm.default:
             return graph.call_function(ours.matmul.default, node.args)

@@ -1,25 +1,28 @@
 """Many steps in one call: the kernels of a compiled step, called in a loop of C.
 
 For a small model the time goes into calling the step: Inductor's wrapper in Python allocates, checks and passes some fifty
-tensors for a microsecond of arithmetic. A step whose wrapper does nothing but allocate and call its own C++ kernels always
-calls them with the same addresses, as everything is updated in place, but for the rows of the tables, which lie at a fixed
-distance from each other. Those calls are recorded once and repeated by a small C function.
+tensors for a microsecond of arithmetic. Everything is updated in place, so a step always calls its kernels with the same
+addresses, but for the rows of the tables, which lie at a fixed distance from each other. The calls are recorded once and repeated by
+a small C function: Inductor's own C++ kernels, matrix products and triangular solves by torch's BLAS, and the gathering of a
+batch's rows. A step that does anything else is not recorded.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import ctypes
 import hashlib
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .inductor import Compiled
@@ -28,10 +31,26 @@ _HARMLESS = {
     "assert_size_stride",
     "assert_size_stride_grouped",
     "assert_alignment",
+    "assert_tensor_metadata",
     "empty_strided_cpu",
     "reinterpret_tensor",
     "_reinterpret_tensor",
 }
+_PRODUCTS = {"extern_kernels.mm", "extern_kernels.addmm"}
+_OPERATORS = {"torch.ops.bayeszoo.rows.default", "torch.ops.aten.linalg_solve_triangular.default"}
+
+
+class _CannotRecord(Exception):
+    """A call that the C loop has no form for."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: `code` is C with {0}, {1}, ... for the addresses of `tensors` and {f} for the function."""
+
+    function: int
+    code: str
+    tensors: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,7 @@ class Replay:
 
     Attributes:
         run: (first row, number of steps).
+        kept: what the recorded addresses belong to.
     """
 
     run: Callable[[int, int], None]
@@ -47,43 +67,37 @@ class Replay:
 
 
 def record(compiled: Compiled, inputs: Sequence[Tensor], tables: Mapping[str, Tensor]) -> Replay | None:
-    """Records the kernel calls of a compiled step, made on row 0 of the tables.
+    """Records the calls of a compiled step, made on row 0 of the tables.
 
-    The recording runs no kernel: it changes nothing.
+    None of the kernels that update something is run.
 
     Args:
         inputs: what the step is called with; rows of tables are their row 0.
         tables: (rows, numbers) each.
 
     Returns:
-        None where the step does anything but call its own kernels (a library's matrix product, a sampler).
+        None where the step does anything that the loop has no form for.
     """
     names = _kernels(getattr(compiled.output, "source_code", None) or "")
     wrapper = getattr(compiled.output, "current_callable", None)
     space: dict[str, Any] | None = getattr(getattr(wrapper, "__func__", wrapper), "__globals__", None)
     if not names or space is None or sys.platform == "win32" or any(name not in space for name in names):
         return None
-    kernels = {name: space[name] for name in names}
-    paths = {name: getattr(getattr(k, "__self__", None), "__file__", None) for name, k in kernels.items()}
+    paths = {name: getattr(getattr(space[name], "__self__", None), "__file__", None) for name in names}
     if not all(paths.values()):
         return None
-    calls: list[tuple[str, tuple[Any, ...]]] = []
-
-    def recorder(name: str) -> Callable[..., None]:
-        return lambda *args: calls.append((name, args))
-
+    calls: list[Call] = []
+    libraries = [ctypes.CDLL(path) for path in paths.values()]
+    kernels = {name: _address(library, "kernel") for name, library in zip(names, libraries, strict=True)}
     try:
-        space.update({name: recorder(name) for name in names})
-        compiled.call(*inputs)
-    finally:
-        space.update(kernels)
-    if not all(isinstance(a, Tensor) for _, args in calls for a in args):
+        with _recording(space, kernels, calls):
+            compiled.call(*inputs)
+    except (_CannotRecord, AttributeError):
         return None
-    libraries = {name: ctypes.CDLL(path) for name, path in paths.items()}
-    functions = [ctypes.cast(libraries[name].kernel, ctypes.c_void_p).value for name, _ in calls]
-    addresses = [a.data_ptr() for _, args in calls for a in args]
+    functions = [call.function for call in calls]
+    addresses = [t.data_ptr() for call in calls for t in call.tensors]
     strides = [_stride(address, tables) for address in addresses]
-    loop = _loop([len(args) for _, args in calls])
+    loop = _loop(calls)
     if loop is None:
         return None
     c_functions = (ctypes.c_void_p * len(functions))(*functions)
@@ -94,6 +108,144 @@ def record(compiled: Compiled, inputs: Sequence[Tensor], tables: Mapping[str, Te
         loop(first, count, c_functions, c_addresses, c_strides)
 
     return Replay(run, (calls, libraries, list(inputs)))
+
+
+def _address(library: ctypes.CDLL, name: str) -> int:
+    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+
+
+@contextlib.contextmanager
+def _recording(space: dict[str, Any], kernels: Mapping[str, int], calls: list[Call]) -> Iterator[None]:
+    """Puts recorders in the place of everything that the wrapper calls."""
+    before = {name: space[name] for name in (*kernels, "extern_kernels", "torch") if name in space}
+
+    def kernel(function: int) -> Callable[..., None]:
+        def note(*tensors: Any) -> None:
+            if not all(isinstance(t, Tensor) for t in tensors):
+                raise _CannotRecord
+            types = ", ".join(["void *"] * len(tensors))
+            values = ", ".join(f"{{{k}}}" for k in range(len(tensors)))
+            calls.append(Call(function, f"((void (*)({types})) {{f}})({values});", tensors))
+
+        return note
+
+    try:
+        space.update({name: kernel(function) for name, function in kernels.items()})
+        space["extern_kernels"] = _Products(calls)
+        space["torch"] = _Torch(calls)
+        yield
+    finally:
+        space.update(before)
+
+
+class _Products:
+    """Matrix products as calls of BLAS."""
+
+    def __init__(self, calls: list[Call]) -> None:
+        self.calls = calls
+
+    def mm(self, a: Tensor, b: Tensor, *, out: Tensor) -> None:
+        """out = a b."""
+        self.calls.append(_product(a, b, out, add=False))
+
+    def addmm(self, bias: Tensor, a: Tensor, b: Tensor, *, out: Tensor, alpha: float = 1, beta: float = 1) -> None:
+        """out = bias + a b."""
+        if alpha != 1 or beta != 1 or bias.shape[-1] != out.shape[1] or bias.stride(-1) != 1:
+            raise _CannotRecord
+        size = bias.shape[-1] * bias.element_size()
+        step = bias.stride(0) * bias.element_size() if bias.dim() == 2 and bias.shape[0] > 1 else 0
+        code = f"for (long r = 0; r < {out.shape[0]}; r++) __builtin_memcpy({{0}} + r * {size}, {{1}} + r * {step}, {size});"
+        self.calls += [Call(0, code, (out, bias)), _product(a, b, out, add=True)]
+
+
+class _Torch:
+    """The operators that have a form in C; everything else is torch's."""
+
+    def __init__(self, calls: list[Call]) -> None:
+        self.calls = calls
+        self.ops = self.aten = self.bayeszoo = self
+        self.rows = _Overload(self._rows)
+        self.linalg_solve_triangular = _Overload(self._solve)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def _rows(self, x: Tensor, index: Tensor) -> Tensor:
+        out = x.index_select(0, index)
+        if not (x.is_contiguous() and index.is_contiguous()):
+            raise _CannotRecord
+        size = x[0].numel() * x.element_size()
+        # Rows lie anywhere in memory: those to come are asked for early.
+        code = (
+            f"for (long r = 0; r < {len(index)}; r++) {{{{ const long *q = (const long *) ({{1}}); "
+            f"if (r + 8 < {len(index)}) for (long c = 0; c < {size}; c += 64) __builtin_prefetch({{0}} + q[r + 8] * {size} + c); "
+            f"__builtin_memcpy({{2}} + r * {size}, {{0}} + q[r] * {size}, {size}); }}}}"
+        )
+        self.calls.append(Call(0, code, (x, index, out)))
+        return out
+
+    def _solve(self, a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Tensor:
+        out = torch.linalg.solve_triangular(a, b, upper=upper)
+        while a.dim() > 2 and b.dim() == a.dim() and a.shape[0] == b.shape[0] == 1:
+            a, b = a[0], b[0]
+        rows, leading = _layout(a)
+        if not left or unitriangular or b.dim() != 2 or b.shape[1] != 1 or b.stride(0) != 1:
+            raise _CannotRecord
+        size = len(b)
+        triangle = "U" if upper != rows else "L"  # BLAS sees the transpose of a matrix that is stored by rows
+        code = (
+            f"__builtin_memcpy({{1}}, {{2}}, {size * b.element_size()}); {{{{ int n = {size}, one = 1, ld = {leading}; {_ctype(a)} w = 1; "
+            f"((void (*)(const char *, const char *, const char *, const char *, int *, int *, void *, void *, int *, void *, int *)) {{f}})"
+            f'("L", "{triangle}", "{"T" if rows else "N"}", "N", &n, &one, &w, {{0}}, &ld, {{1}}, &n); }}}}'
+        )
+        self.calls.append(Call(_blas("trsm", a), code, (a, out, b)))
+        return out
+
+
+@dataclass(frozen=True)
+class _Overload:
+    default: Callable[..., Tensor]
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> Call:
+    """out (m, n) = a (m, k) b (k, n), as the product of the transposes that BLAS sees in rows."""
+    (m, k), n = a.shape, b.shape[1]
+    (a_rows, a_leading), (b_rows, b_leading) = _layout(a), _layout(b)
+    if out.stride() != (n, 1) and m * n > 1:
+        raise _CannotRecord
+    code = (
+        f"{{{{ int m = {m}, n = {n}, k = {k}, la = {a_leading}, lb = {b_leading}; {_ctype(a)} w = 1, z = {int(add)}; "
+        "((void (*)(const char *, const char *, int *, int *, int *, void *, void *, int *, void *, int *, void *, void *, int *)) {f})"
+        f'("{"N" if b_rows else "T"}", "{"N" if a_rows else "T"}", &n, &m, &k, &w, {{1}}, &lb, {{0}}, &la, &z, {{2}}, &n); }}}}'
+    )
+    return Call(_blas("gemm", a), code, (a, b, out))
+
+
+def _layout(matrix: Tensor) -> tuple[bool, int]:
+    """Whether a matrix is stored by rows, and the distance between them (or between columns)."""
+    if matrix.dim() != 2:
+        raise _CannotRecord
+    (rows, columns), (down, across) = matrix.shape, matrix.stride()
+    if (across == 1 or columns == 1) and (down >= columns or rows == 1):
+        return True, max(down if rows > 1 else 1, columns)
+    if (down == 1 or rows == 1) and (across >= rows or columns == 1):
+        return False, max(across if columns > 1 else 1, rows)
+    raise _CannotRecord
+
+
+def _ctype(tensor: Tensor) -> str:
+    return "double" if tensor.dtype == torch.float64 else "float"
+
+
+def _blas(name: str, like: Tensor) -> int:
+    """The address of torch's own BLAS function."""
+    if like.dtype not in (torch.float32, torch.float64):
+        raise _CannotRecord
+    library = Path(torch.__file__).parent / "lib" / ("libtorch_cpu.dylib" if sys.platform == "darwin" else "libtorch_cpu.so")
+    try:
+        return _address(ctypes.CDLL(str(library)), f"{_ctype(like)[0].replace('f', 's')}{name}_")
+    except OSError as error:
+        raise _CannotRecord from error
 
 
 def _stride(address: int, tables: Mapping[str, Tensor]) -> int:
@@ -127,19 +279,18 @@ def _kernels(source: str) -> list[str]:
         name = ast.unparse(value.func)
         if isinstance(statement, ast.Expr) and name.startswith("cpp_fused"):
             names.append(name)
-        elif name not in _HARMLESS:
+        elif name not in _HARMLESS | _PRODUCTS | _OPERATORS:
             return []
     return list(dict.fromkeys(names))
 
 
-def _loop(arguments: Sequence[int]) -> Callable[..., None] | None:
-    """A C function (first, count, functions, addresses, strides) that calls each function with its own share of addresses."""
+def _loop(calls: Sequence[Call]) -> Callable[..., None] | None:
+    """A C function (first, count, functions, addresses, strides) that makes the calls of each step."""
     body, at = [], 0
-    for k, number in enumerate(arguments):
-        types = ", ".join(["void *"] * number)
-        values = ", ".join(f"a[{j}] + i * s[{j}]" for j in range(at, at + number))
-        body.append(f"((void (*)({types})) f[{k}])({values});")
-        at += number
+    for k, call in enumerate(calls):
+        places = [f"(a[{j}] + i * s[{j}])" for j in range(at, at + len(call.tensors))]
+        body.append(call.code.format(*places, f=f"f[{k}]"))
+        at += len(call.tensors)
     source = (
         "void run(long first, long count, void **f, char **a, long *s) {\n"
         "  for (long i = first; i < first + count; i++) {\n    " + "\n    ".join(body) + "\n  }\n}\n"

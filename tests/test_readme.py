@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import bayeszoo as bz
-from bayeszoo.inference.compiled import NotCompiledWarning
+from bayeszoo.inference import NotCompiledWarning
 from bayeszoo.inference.inductor import Compiled
 
 BLOCK = re.compile(r"^```python ([\w-]+)\n(.*?)^```$", re.M | re.S)

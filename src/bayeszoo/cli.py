@@ -289,7 +289,7 @@ def _compile_mode(word: str) -> Literal["auto"] | bool:
 @contextlib.contextmanager
 def _told_if_not_compiled(quiet: bool) -> Iterator[None]:
     """A fit that falls back to the eager engine says so in one line on stderr, without the library's own line of code."""
-    from .inference.compiled import NotCompiledWarning
+    from .inference import NotCompiledWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if quiet else "always", NotCompiledWarning)

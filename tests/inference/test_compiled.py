@@ -17,8 +17,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 import bayeszoo as bz
-from bayeszoo.inference import compiled, inductor
-from bayeszoo.inference.compiled import NotCompiledWarning
+from bayeszoo.inference import NotCompiledWarning, compiled, inductor
 
 STEPS = 100
 #: Cases whose guide has nothing to train.
