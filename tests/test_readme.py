@@ -146,6 +146,7 @@ def test_the_first_hour(blocks: dict[str, str], tmp_path: Path, monkeypatch: pyt
     torch.testing.assert_close(means, torch.tensor([-6.0, 0.0, 6.0]).to(means), atol=0.6, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter")  # a person with thousands of flips is influential
 def test_arviz(blocks: dict[str, str]) -> None:
     names = run(blocks["arviz"], {})
     tree = names["tree"]
