@@ -26,7 +26,7 @@ from .training import Loop
 type Mode = Literal["auto"] | bool
 
 #: An eager step takes about so many seconds for each node of its autograd graph; compiling takes so many, and so many a node.
-EAGER_SECONDS, COMPILE_SECONDS, COMPILE_SECONDS_A_NODE = 1e-5, 4.0, 0.05
+EAGER_SECONDS, COMPILE_SECONDS, COMPILE_SECONDS_A_NODE = 1.5e-5, 4.0, 0.05
 #: A graph of more operations is not compiled unless asked for.
 LARGEST = 5000
 
