@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -36,7 +35,7 @@ SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "linea
 def run_fixed(loop: Loop, steps: int, schedule: Callable[[int, int], float]) -> None:
     """`steps` updates, the learning rate multiplied by `schedule(step, steps)`."""
     history = loop.history
-    loop.factor = lambda k: schedule(k, steps)
+    loop.factor = 1.0 if schedule is constant else lambda k: schedule(k, steps)
     if loop.advance(steps):
         history.stop_reason = f"a callback stopped the fit after {len(history.losses)} steps"
     else:
@@ -70,7 +69,7 @@ def run_automatic(loop: Loop, plan: Plan) -> None:
     previous: list[Tensor] | None = None
     differences = [math.inf] * len(loop.histories)
     while True:
-        loop.factor = functools.partial(_constant_factor, rate / loop.base_rates[0])
+        loop.factor = rate / loop.base_rates[0]
         still = False
         for _ in range(plan.most_windows):
             tail.restart()
@@ -114,10 +113,6 @@ def _summaries(loop: Loop) -> list[Tensor]:
     assert loop.tail is not None
     values = torch.stack(loop.tail.window)
     return [values] if len(loop.histories) == 1 else list(values.unbind(1))
-
-
-def _constant_factor(factor: float, step: int) -> float:
-    return factor
 
 
 def _loss_tolerance(a: Tensor, b: Tensor) -> float:

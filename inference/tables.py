@@ -185,11 +185,14 @@ class Tables:
             indices = torch.stack([next(self.batches) for _ in range(self.steps)])
             self._index[:, : indices.shape[1]] = indices
 
-    def set(self, first: int, factors: Sequence[float], kl_weights: Sequence[float] | None) -> None:
+    def set(self, first: int, count: int, factors: float | Sequence[float], kl_weights: Sequence[float] | None) -> None:
         """The next steps' learning rates, as multiples of the optimiser's own, and weights of the KL."""
-        self._factor[first : first + len(factors), 0] = torch.tensor(factors, dtype=torch.float64)
-        if kl_weights is not None:
-            self._kl_weight[first : first + len(factors), 0] = torch.tensor(kl_weights, dtype=torch.float64)
+        for table, values in ((self._factor, factors), (self._kl_weight, kl_weights)):
+            rows = table[first : first + count, 0]
+            if isinstance(values, (int, float)):
+                rows.fill_(values)
+            elif values is not None:
+                rows.copy_(torch.tensor(values, dtype=torch.float64))
 
     def losses(self, first: int, count: int) -> Tensor:
         """(count, *losses) what the steps wrote, on the host, in double precision."""

@@ -79,7 +79,7 @@ class Loop:
     Attributes:
         batch: the keyword arguments of a step, from the row numbers of its batch (None: all rows).
         tables: what differs between steps.
-        factor: the learning rate of step k (from 0), as a multiple of the optimiser's own.
+        factor: the learning rate as a multiple of the optimiser's own: a number, or a function of the step (from 0).
         kl_weight: the weight of the KL in step k; None for the ELBO itself.
         tail: sums of the iterates, where the run averages them.
         callbacks: called after every step.
@@ -99,7 +99,7 @@ class Loop:
     pause: int | None = None
     history: History = field(default_factory=History)
     total_steps: int | None = None
-    factor: Callable[[int], float] = lambda _: 1.0
+    factor: float | Callable[[int], float] = 1.0
     kl_weight: Callable[[int], float] | None = None
     tail: Tail | None = None
     engine: Engine | None = None
@@ -126,12 +126,12 @@ class Loop:
                 self.engine = self.compile(self)
             most = steps if self.pause is None else min(steps, self.pause - done % self.pause)
             first, count = self.tables.prepare(1 if self.callbacks or not done else most)
-            factors = [self.factor(done + k) for k in range(count)]
+            factors = [self.factor(done + k) for k in range(count)] if callable(self.factor) else self.factor
             weights = None if self.kl_weight is None else [self.kl_weight(done + k) for k in range(count)]
-            self.tables.set(first, factors, weights)
+            self.tables.set(first, count, factors, weights)
             if self.engine is None or not self.engine.advance(first, count):
                 for k in range(count):
-                    self.step_eagerly(first + k, factors[k])
+                    self.step_eagerly(first + k, factors[k] if isinstance(factors, list) else factors)
             else:
                 for history in self.histories:
                     history.engine = "compiled"
@@ -140,7 +140,7 @@ class Loop:
                     self.tail.note(self.tables.summaries(first, count).unbind() if self.tail.summary else (), count)
             self.tables.position += count
             steps -= count
-            if self._tell(factors[-1]):
+            if self._tell(factors[-1] if isinstance(factors, list) else factors):
                 return True
         return False
 
