@@ -7,6 +7,7 @@ Compiled graphs are kept in this process by the graph's key, and on disk by Indu
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import warnings
@@ -51,8 +52,6 @@ def lacking_compiler(device: torch.device) -> str:
             import triton  # noqa: F401
         except ImportError:
             return "the package triton, which compiles for CUDA, is not installed"
-    import os
-
     names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"] if sys.platform != "win32" else ["cl"]
     if not any(name and shutil.which(name) for name in names):
         return "there is no C++ compiler on this machine (install g++ or clang++)"
@@ -102,7 +101,7 @@ def _compile(graph: Graph, threads: int) -> Compiled:
         # Compiling test programs for every instruction set takes seconds; the processor's flags say the same.
         "cpp.vec_isa_ok": True if sys.platform == "linux" else None,
         "cpp_cache_precompile_headers": False,
-        "compile_threads": 1,
+        "compile_threads": min(8, _processors()),  # one compiler a kernel, side by side
     }
     module = _without_outputs(graph)
     if all(t.device.type == "cpu" for t in graph.inputs):
@@ -121,6 +120,11 @@ def _compile(graph: Graph, threads: int) -> Compiled:
         warnings.simplefilter("ignore")
         call: Any = compile_fx(module, tensors, inner_compile=inner)
     return Compiled(call, outputs[0] if len(outputs) == 1 else None, threads)
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _without_outputs(graph: Graph) -> torch.fx.GraphModule:

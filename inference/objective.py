@@ -48,6 +48,7 @@ class Objective:
             one) or `importance_weighted` (Burda et al. 2016: -log mean exp(log p - log q) over the particles).
         num_particles: draws a step.
         discrete: where discrete latents live: `marginalize` sums them out of the model, `guide` enumerates the guide's.
+        noisy_model: whether the model draws numbers of its own, as networks with dropout do; `count_noise` finds out.
         surrogate: `None` for a bound; `"joint"` (-log p(x, z), the posterior mode's loss) or `"likelihood"` (-log p(x | z)).
     """
 
@@ -59,6 +60,7 @@ class Objective:
     discrete: Discrete = "marginalize"
     surrogate: Literal["joint", "likelihood"] | None = None
     each: EachDraw = field(default_factory=EachDraw)
+    noisy_model: bool = True
 
     def __call__(
         self, kwargs: Mapping[str, Any], noise: Row | None = None, *, kl_weight: Tensor | None = None, strict: bool = False
@@ -94,9 +96,13 @@ class Objective:
 
     def count_noise(self, kwargs: Mapping[str, Any]) -> tuple[int, int]:
         """How many normal and uniform numbers one particle takes."""
-        with kept_generators(), Counting() as counted:
-            self._particle(kwargs)
-        return counted.normals, counted.uniforms
+        with kept_generators():
+            with Counting() as guide:
+                trace = self.guide_trace(kwargs)
+            with Counting() as model:
+                self._bound(kwargs, trace)
+        self.noisy_model = model.normals + model.uniforms > 0
+        return guide.normals + model.normals, guide.uniforms + model.uniforms
 
     def _particles(self, kwargs: Mapping[str, Any], noise: Row | None, strict: bool) -> Parts:
         if self.each.vectorized is None:
@@ -141,12 +147,16 @@ class Objective:
     def _particle(self, kwargs: Mapping[str, Any], row: Row | None = None, strict: bool = False) -> Parts:
         """The bound of one draw."""
         if row is None:
-            return self._bound(kwargs)
-        with FromRow(row, strict=strict):
-            return self._bound(kwargs)
+            return self._bound(kwargs, self.guide_trace(kwargs))
+        noise = FromRow(row, strict=strict)
+        with noise:
+            trace = self.guide_trace(kwargs)
+        if not self.noisy_model:  # the mode costs a microsecond an operation
+            return self._bound(kwargs, trace)
+        with noise:
+            return self._bound(kwargs, trace)
 
-    def _bound(self, kwargs: Mapping[str, Any]) -> Parts:
-        trace = self.guide_trace(kwargs)
+    def _bound(self, kwargs: Mapping[str, Any], trace: poutine.Trace) -> Parts:
         values = guide_values(trace)
         if self.discrete == "guide" and self.program.discrete:
             return self._enumerated(kwargs, trace, values)

@@ -268,6 +268,25 @@ def test_auto_decides_from_steps_and_size_alone() -> None:
     assert fit_slope(steps=30_000).losses == many.losses
 
 
+def test_auto_compiles_a_long_run_to_convergence(monkeypatch: pytest.MonkeyPatch, uncompiled: None) -> None:
+    """A run that has taken long is expected to take as long again; the engine changes in the middle, the numbers do not."""
+    monkeypatch.setattr(compiled, "COMPILE_SECONDS_A_NODE", 0.0)
+    monkeypatch.setattr(compiled, "COMPILE_SECONDS", 450 * 60 * compiled.EAGER_SECONDS)  # some 450 steps of some 60 nodes
+    made: list[int] = []
+    original = compiled.Engine.__init__
+
+    def watch(self: Any, step: Any, *args: Any) -> None:
+        made.append(len(step.loop.history.losses))
+        original(self, step, *args)
+
+    monkeypatch.setattr(compiled.Engine, "__init__", watch)
+    a, b = run("unknown-full_rank", steps=None, compile=False), run("unknown-full_rank", steps=None)
+    assert (a.engine, b.engine) == ("eager", "compiled")
+    assert len(made) == 1
+    assert 100 <= made[0] < len(a.losses)
+    assert_same(a, b, 1e-6)
+
+
 def test_global_generators_are_left_alone() -> None:
     state, numpy, python = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
     fit_slope(compile=True)
