@@ -31,6 +31,7 @@ _LIBRARIES = tuple(
     str(Path(p).resolve())
     for p in (Path(torch.__file__).parent, Path(pyro.__file__).parent, Path(__file__).parent, sysconfig.get_path("stdlib"))
 )
+_FRONT = str(Path(__file__).absolute().parent.parent)
 _OWN_GUIDES = str(Path(__file__).resolve().parent.parent / "guides")
 
 
@@ -83,14 +84,26 @@ def capture(step: Callable[[], tuple[Tensor, ...]], *, changing: Iterable[Tensor
     except Uncapturable:
         raise
     except Exception as error:
-        raise Uncapturable(_explain(error)) from error
+        raise Uncapturable(explain(error)) from error
     after = _attributes(modules)
     if _generators() != generators:
         raise Uncapturable(f"the model draws from Python's or NumPy's random generator{_line_of_generator(step)}")
     changed = [name for name in after if name not in before or before[name] != after[name]]
     if changed:
         raise Uncapturable(f"the attribute '{changed[0]}' changes at every call, and a graph holds one value of it")
-    return _lift(module)
+    graph = _lift(module)
+    for node in graph.module.graph.nodes:
+        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()) and not _static_mask(node):
+            raise Uncapturable(f"the shape of what {node.target} returns depends on values")
+    return graph
+
+
+def _static_mask(node: fx.Node) -> bool:
+    """Whether an indexing, which has a fixed shape unless a mask is among its indices, has none."""
+    if node.target is not torch.ops.aten.index.Tensor:
+        return False
+    kinds = [n.meta.get("tensor_meta") for n in node.args[1] if isinstance(n, fx.Node)]  # type: ignore[union-attr]
+    return all(kind is not None and kind.dtype not in (torch.bool, torch.uint8) for kind in kinds)
 
 
 def _lift(module: fx.GraphModule) -> Graph:
@@ -147,6 +160,10 @@ _SHAPES = {
     torch.Tensor.masked_select: "torch.masked_select",
     torch.unique: "torch.unique",
     torch.Tensor.unique: "torch.unique",
+    torch.repeat_interleave: "torch.repeat_interleave",
+    torch.Tensor.repeat_interleave: "torch.repeat_interleave",
+    torch.bincount: "torch.bincount",
+    torch.Tensor.bincount: "torch.bincount",
 }
 
 
@@ -261,6 +278,8 @@ def _is_library(filename: str) -> bool:
     if filename.startswith("<"):
         return True
     path = str(Path(filename).resolve())
+    if path.startswith(_FRONT) and not path.startswith(str(Path(_FRONT) / "models")):
+        return True
     return path.startswith((*_LIBRARIES, _OWN_GUIDES)) or ("site-packages" in path and "bayeszoo" not in path)
 
 
@@ -279,7 +298,7 @@ def _here() -> str:
     return ""
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """The first line of an exception and the innermost line of the user's that led to it."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_library(f.filename)]
     place = _place(frames[-1].filename, frames[-1].lineno) if frames else ""

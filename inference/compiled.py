@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .capture import Graph, Uncapturable, capture, run_on
+from .capture import Graph, Uncapturable, capture, explain, run_on
 from .inductor import Compiled, compile_graph, detached, lacking_compiler
 from .noise import kept_generators
 from .replay import Replay, record
@@ -37,6 +37,11 @@ _PACKAGE = tuple(str(path) for path in (Path(__file__).parent, Path(__file__).pa
 
 class NotCompiledWarning(UserWarning):
     """A fit runs on the eager engine although the compiled one was wanted; the message says why."""
+
+
+def warn_eager(reason: str) -> None:
+    """The one warning, at the line that called the package."""
+    warnings.warn(f"the fit runs on the eager engine: {reason}", NotCompiledWarning, stacklevel=2, skip_file_prefixes=_PACKAGE)
 
 
 @dataclass
@@ -67,9 +72,7 @@ class Compiler:
                 raise ValueError(
                     f"compile=True, but the step cannot be compiled: {reason}; use compile='auto' or False, or change the model"
                 ) from reason
-            warnings.warn(
-                f"the fit runs on the eager engine: {reason}", NotCompiledWarning, stacklevel=2, skip_file_prefixes=_PACKAGE
-            )
+            warn_eager(str(reason))
             return None
         finally:
             self.seconds += time.perf_counter() - began
@@ -87,15 +90,21 @@ class Compiler:
         reason = lacking_compiler(loop.leaves[0].device)
         if reason:
             raise Uncapturable(reason)
-        step = Step(loop, self.modules, self.streamed)
-        with kept_generators():
-            graph = step.capture()
-            if self.mode == "auto" and graph.size > LARGEST:
-                raise Uncapturable(
-                    f"the step has {graph.size} operations, which would take minutes to compile (compile=True does)"
-                )
-            step.check(graph)
-            return Engine(step, graph, compile_graph(graph))
+        try:
+            step = Step(loop, self.modules, self.streamed)
+            with kept_generators():
+                graph = step.capture()
+                step.find_disturbance()
+                if self.mode == "auto" and graph.size > LARGEST:
+                    raise Uncapturable(
+                        f"the step has {graph.size} operations, which would take minutes to compile (compile=True does)"
+                    )
+                step.check(graph)
+                return Engine(step, graph, compile_graph(graph))
+        except Uncapturable:
+            raise
+        except Exception as error:  # a model may fail in any way when its step is run once more
+            raise Uncapturable(explain(error)) from error
 
 
 def _nodes(loop: Loop) -> int:
@@ -119,6 +128,8 @@ class Step:
         self.row: StepInputs = loop.tables.rows[0]
         device = loop.leaves[0].device
         self.base_rates = [torch.tensor(rate, dtype=torch.float64, device=device) for rate in loop.base_rates]
+        self.scale = 0.0
+        self.trained: list[bool] = []
         self.staged = dict(loop.batch(self.row.index)) if streamed else None
         if self.staged is not None:
             self.staged = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self.staged.items()}
@@ -140,7 +151,22 @@ class Step:
         """One real update."""
         kwargs = self.loop.batch(self.row.index) if self.staged is None else self.staged
         rates = [self.row.factor * base for base in self.base_rates]
-        return self.loop.step_traceably(self.row, kwargs, rates)
+        results = self.loop.step_traceably(self.row, kwargs, rates)
+        self.trained = [p.grad is not None for p in self.loop.leaves]
+        return results
+
+    def clear(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """For each parameter, 1 where its gradient is more than rounding: only there has an update a meaning, as optimisers
+        that divide by the gradient's size (Adam) make a step of any rounding."""
+        given = iter(grads)
+        each = [
+            next(given).abs() if trained else torch.zeros_like(p)
+            for p, trained in zip(self.loop.leaves, self.trained, strict=True)
+        ]
+        greatest = max(
+            (g[torch.isfinite(g)].max() for g in each if g.numel() and bool(torch.isfinite(g).any())), default=torch.zeros(())
+        )
+        return [(g > (1e-6 if g.dtype == torch.float64 else 1e-3) * greatest).to(g.dtype) for g in each]
 
     def changing(self) -> list[Tensor]:
         """Tensors with other values at another step."""
@@ -185,10 +211,9 @@ class Step:
         Raises:
             Uncapturable: they differ, so the graph holds something that changes.
         """
-        generator = torch.Generator().manual_seed(0)
         for trial in (1, 2):
             with self.undone():
-                self.disturb(generator)
+                self.disturb(trial)
                 copies = {id(t): t.detach().clone() for t in [*self.state, *self.row.tensors().values()]}
                 before = [t.detach().clone() for t in self.loop.leaves]
                 state = torch.get_rng_state()
@@ -209,15 +234,27 @@ class Step:
         actual = [p.detach() - b for p, b in zip(self.loop.leaves, before, strict=True)]
         return "an optimiser's update" if _difference(updates, actual, 1e-7, 1e-2) else ""
 
-    def disturb(self, generator: torch.Generator) -> None:
+    def find_disturbance(self) -> None:
+        """The greatest change of the parameters at which the step still has a finite loss."""
+        for self.scale in (0.1, 1e-3, 0.0):
+            with self.undone():
+                self.disturb(1)
+                try:
+                    if bool(torch.isfinite(self()[0]).all()):
+                        return
+                except (RuntimeError, ValueError):  # a factorisation that fails there, say
+                    continue
+
+    def disturb(self, seed: int) -> None:
         """Other parameters, other noise, other rows."""
+        generator = torch.Generator().manual_seed(seed)
 
         def draw(like: Tensor) -> Tensor:
             return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
 
         with torch.no_grad():
             for p in self.loop.leaves:
-                p.add_(0.1 * draw(p))
+                p.add_(self.scale * draw(p))
             self.row.noise.normal.copy_(draw(self.row.noise.normal))
             self.row.kl_weight.fill_(0.5)
             self.row.noise.uniform.copy_(torch.rand(self.row.noise.uniform.shape, generator=generator))
@@ -276,9 +313,15 @@ class Engine:
         loop = self.loop
         with torch.no_grad():
             torch._foreach_copy_(self.saved, self.step.state)
-            self._run(first, count - 1)
-            torch._foreach_copy_(self.finite, loop.leaves)
-            self._run(first + count - 1, 1)
+            try:
+                self._run(first, count - 1)
+                torch._foreach_copy_(self.finite, loop.leaves)
+                self._run(first + count - 1, 1)
+            except Exception as error:  # a shape that turned out to depend on values, memory that ran out
+                torch._foreach_copy_(self.step.state, self.saved)
+                loop.engine = None
+                warn_eager(explain(error))
+                return False
             # A gradient that is not finite spoils the parameters, and the losses after it.
             finite = [torch.isfinite(loop.tables.losses(first, count)).all(), *(torch.isfinite(p).all() for p in loop.leaves)]
             if all(bool(f) for f in finite):
@@ -339,22 +382,31 @@ class Engine:
         replay = record(self.compiled, self._call(0), self._storages())
         state = torch.get_rng_state()
 
-        def results(way: Callable[[dict[int, Tensor]], Any], *, on_copies: bool = False) -> list[Tensor]:
+        def results(way: Callable[[dict[int, Tensor]], Any], *, on_copies: bool = False) -> tuple[list[Tensor], Any]:
             with step.undone(), torch.no_grad():
                 torch.set_rng_state(state)
-                step.disturb(torch.Generator().manual_seed(3))
+                step.disturb(3)
                 copies = {id(t): t.detach().clone() for t in step.changing()} if on_copies else {}
                 before = [p.detach().clone() for p in leaves]
-                way(copies)
+                returned = way(copies)
                 loss = copies.get(id(step.row.loss), step.row.loss).clone()
-                return [loss, *(copies.get(id(p), p).detach() - b for p, b in zip(leaves, before, strict=True))]
+                return [loss, *(copies.get(id(p), p).detach() - b for p, b in zip(leaves, before, strict=True))], returned
 
-        wanted = results(lambda copies: run_on(graph, copies), on_copies=True)
-        compiled = results(lambda _: self.compiled.call(*self._call(0)))
-        if _difference(wanted, compiled, 1e-3, 1e-2):
+        wanted, (_, *grads) = results(lambda copies: run_on(graph, copies), on_copies=True)
+        compiled, _ = results(lambda _: self.compiled.call(*self._call(0)))
+        clear = [torch.ones_like(wanted[0]), *step.clear(grads)]
+        if _difference(
+            [a * c for a, c in zip(wanted, clear, strict=True)],
+            [b * c for b, c in zip(compiled, clear, strict=True)],
+            1e-3,
+            1e-2,
+        ):
             raise Uncapturable("the compiled step gives other numbers than the eager one")
-        if replay is not None and not _difference(compiled, results(lambda _: replay.run(0, 1)), 1e-6, 1e-3):
-            self.replay = replay
+        if replay is not None:
+            replayed, _ = results(lambda _: replay.run(0, 1))
+            both = [[x * c for x, c in zip(values, clear, strict=True)] for values in (compiled, replayed)]
+            if not _difference(both[0], both[1], 1e-6, 1e-3):
+                self.replay = replay
 
     def _storages(self) -> dict[str, Tensor]:
         return {name: table for name, table in self.loop.tables.storages.items() if table is not None}

@@ -34,7 +34,8 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
     """The rows `index` (B,) of x (N, ...)."""
-    return x.index_select(0, index)
+    rows: Tensor = torch.ops.aten.index.Tensor(x, [index])
+    return rows
 
 
 _library.impl("matmul", _matmul, "CPU")
@@ -81,12 +82,15 @@ def _replacement(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         product = graph.call_function(ours.matmul.default, node.args[1:])
         return graph.call_function(aten.add.Tensor, (product, node.args[0]))
     if node.target is aten.index.Tensor and isinstance(node.args[1], (list, tuple)) and len(node.args[1]) == 1:
-        x, index = _meta(node.args[0]), _meta(node.args[1][0])
+        table, rows = node.args[0], node.args[1][0]
+        if not (isinstance(table, fx.Node) and isinstance(rows, fx.Node) and table.op == rows.op == "placeholder"):
+            return None  # an index that the step computes might be out of range, which nobody would notice
+        x, index = _meta(table), _meta(rows)
         if x is None or index is None or index.dtype != torch.int64 or len(index.shape) != 1 or len(x.shape) < 2:
             return None
-        if tuple(x.stride) != _contiguous(x.shape) or node.args[0].op != "placeholder":  # type: ignore[union-attr]
+        if tuple(x.stride) != _contiguous(x.shape):
             return None
-        return graph.call_function(ours.rows.default, (node.args[0], node.args[1][0]))
+        return graph.call_function(ours.rows.default, (table, rows))
     return None
 
 

@@ -171,7 +171,7 @@ class _Torch:
         return getattr(torch, name)
 
     def _rows(self, x: Tensor, index: Tensor) -> Tensor:
-        out = x.index_select(0, index)
+        out = x[index]
         if not (x.is_contiguous() and index.is_contiguous()):
             raise _CannotRecord
         size = x[0].numel() * x.element_size()
@@ -179,7 +179,8 @@ class _Torch:
         code = (
             f"for (long r = 0; r < {len(index)}; r++) {{{{ const long *q = (const long *) ({{1}}); "
             f"if (r + 8 < {len(index)}) for (long c = 0; c < {size}; c += 64) __builtin_prefetch({{0}} + q[r + 8] * {size} + c); "
-            f"__builtin_memcpy({{2}} + r * {size}, {{0}} + q[r] * {size}, {size}); }}}}"
+            f"long j = q[r] < 0 ? q[r] + {len(x)} : q[r]; "
+            f"__builtin_memcpy({{2}} + r * {size}, {{0}} + j * {size}, {size}); }}}}"
         )
         self.calls.append(Call(0, code, (x, index, out)))
         return out
@@ -295,13 +296,28 @@ def _loop(calls: Sequence[Call]) -> Callable[..., None] | None:
         "void run(long first, long count, void **f, char **a, long *s) {\n"
         "  for (long i = first; i < first + count; i++) {\n    " + "\n    ".join(body) + "\n  }\n}\n"
     )
-    path = _build(source)
-    if path is None:
+    function = _load(source)
+    if function is None:
         return None
-    function = ctypes.CDLL(str(path)).run
     function.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
     function.restype = None
     return function  # type: ignore[no-any-return]
+
+
+def _load(source: str) -> Any:
+    """The function `run` of a C source; None where it cannot be built."""
+    try:
+        path = _build(source)
+        if path is None:
+            return None
+        try:
+            return ctypes.CDLL(str(path)).run
+        except OSError:  # a file that was cut short
+            path.unlink()
+            path = _build(source)
+            return None if path is None else ctypes.CDLL(str(path)).run
+    except (OSError, AttributeError):  # no room, no right to write
+        return None
 
 
 def _build(source: str) -> Path | None:

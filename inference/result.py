@@ -113,7 +113,7 @@ class Run:
             return
         if found is not None:
             self.doubt = (
-                f"importance weights move the mean of {found.site} by {found.mean:.2f} sd and its sd by {-found.sd / (1 + found.sd):+.0%}: "
+                f"importance weights move the mean of {found.site} by {found.mean:.2f} sd and its sd by {-found.sd / max(1 + found.sd, 1e-3):+.0%}: "
                 "this family cannot hold the posterior, try a richer one and look at diagnose()"
             )
 

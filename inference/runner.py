@@ -55,7 +55,7 @@ def fit(
     Args:
         guide: a builder `(model, data) -> guide`, or a ready guide (a module, or a function with the model's arguments).
     """
-    _check_numbers(steps, epochs, batch_size, num_particles, clip_norm, restarts, loss, discrete, kl_weight)
+    _check_numbers(steps, epochs, batch_size, num_particles, clip_norm, restarts, loss, discrete, kl_weight, compile)
     device = resolve_device(device)
     began = time.perf_counter()
     check = getattr(model, "check", None)
@@ -184,6 +184,7 @@ def _check_numbers(
     loss: str,
     discrete: str,
     kl_weight: float | Schedule | None,
+    compile: Mode,
 ) -> None:
     if steps is not None and epochs is not None:
         raise ValueError("pass either steps or epochs, not both")
@@ -200,6 +201,8 @@ def _check_numbers(
         raise ValueError(f"clip_norm is the greatest global norm of the gradient and must be positive, got {clip_norm!r}")
     if isinstance(kl_weight, (int, float)) and not kl_weight >= 0:
         raise ValueError(f"kl_weight multiplies the KL term and must not be negative, got {kl_weight!r}")
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
     if loss not in (*ESTIMATORS, "auto"):
         raise ValueError(f"unknown loss '{loss}'; choose 'auto', {', '.join(repr(e) for e in ESTIMATORS)}")
     if discrete not in ("marginalize", "guide"):
