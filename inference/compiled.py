@@ -257,6 +257,9 @@ class Step:
                 p.add_(self.scale * draw(p))
             self.row.noise.normal.copy_(draw(self.row.noise.normal))
             self.row.kl_weight.fill_(0.5)
+            self.row.factor.fill_(0.7)
+            if self.row.scalars is not None:
+                self.row.scalars.copy_(torch.tensor([0.01, 0.02, 1.5]).expand_as(self.row.scalars))
             self.row.noise.uniform.copy_(torch.rand(self.row.noise.uniform.shape, generator=generator))
             if self.row.index is not None:
                 rows = self.loop.objective.program.num_data

@@ -32,6 +32,7 @@ class StepInputs:
     index: Tensor | None
     factor: Tensor
     kl_weight: Tensor
+    scalars: Tensor | None
     loss: Tensor
     summary: Tensor | None
 
@@ -43,6 +44,7 @@ class StepInputs:
             "index": self.index,
             "factor": self.factor,
             "kl_weight": self.kl_weight,
+            "scalars": self.scalars,
             "loss": self.loss,
             "summary": self.summary,
         }
@@ -128,6 +130,8 @@ class Tables:
 
         self._shapes = {"normal": (*stack, particles, normals), "uniform": (*stack, particles, uniforms)}
         self._parts = len(seeds)
+        self._scalars: Tensor | None = None
+        self._scalars_shape: tuple[int, ...] = ()
         self.rows = _Rows(self._row)
         self._losses, self._summaries = stack, tuple(summary_shape or ())
         self.position = self.steps
@@ -149,9 +153,24 @@ class Tables:
             view(self._index, (self._arguments["batch_size"],)),
             factor,
             weight,
+            view(self._scalars, self._scalars_shape),
             loss,
             view(self._summary, self._summaries),
         )
+
+    def add_scalars(self, shape: tuple[int, ...]) -> None:
+        """Makes room for an optimiser's scalars of each step."""
+        self._scalars_shape = shape
+        width = -(-torch.Size(shape).numel() // _ALIGNED) * _ALIGNED
+        self._scalars = torch.zeros(self.steps, width, dtype=self._loss.dtype, device=self._loss.device)
+        self.storages["scalars"] = self._scalars
+        self.rows.clear()
+
+    def set_scalars(self, first: int, values: Tensor) -> None:
+        """The optimiser's scalars of the next steps, (steps, *shape)."""
+        assert self._scalars is not None
+        flat = values.flatten(1)
+        self._scalars[first : first + len(flat), : flat.shape[1]] = flat.to(self._scalars)
 
     def stacked(self, seeds: Sequence[int]) -> Tables:
         """Tables for several restarts in one step, with the noise that each of these seeds has alone."""

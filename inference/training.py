@@ -15,6 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from . import adam
 from .convergence import Tail
 from .density import model_factors
 from .noise import FromRow, Row
@@ -110,6 +111,10 @@ class Loop:
         # The parameters of the last finite loss: an update can be finite and still lead nowhere.
         self.finite = [p.detach().clone() for p in self.leaves]
         self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        shape = adam.scalars_needed(self.optimizer)
+        self.tabled = shape is not None
+        if shape is not None:
+            self.tables.add_scalars(shape)
 
     def advance(self, steps: int) -> bool:
         """Up to `steps` updates.
@@ -129,6 +134,9 @@ class Loop:
             factors = [self.factor(done + k) for k in range(count)] if callable(self.factor) else self.factor
             weights = None if self.kl_weight is None else [self.kl_weight(done + k) for k in range(count)]
             self.tables.set(first, count, factors, weights)
+            if self.tabled and self.engine is not None:
+                each = factors if isinstance(factors, list) else [factors] * count
+                self.tables.set_scalars(first, adam.scalars(self.optimizer, self.base_rates, done, each))
             if self.engine is None or not self.engine.advance(first, count):
                 for k in range(count):
                     self.step_eagerly(first + k, factors[k] if isinstance(factors, list) else factors)
@@ -193,9 +201,12 @@ class Loop:
             given = iter(some)
             for p, g in zip(self.leaves, grads, strict=True):
                 p.grad = None if g is None else next(given)
-            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
-            self.optimizer.step()
+            if inputs.scalars is not None:
+                adam.update(self.optimizer, inputs.scalars)
+            else:
+                for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate
+                self.optimizer.step()
             if self.tail is not None:
                 for total, p in zip(self.tail.sums, self.leaves, strict=True):
                     total.add_(p)

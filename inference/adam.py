@@ -1,0 +1,56 @@
+"""Adam's update with its scalars from a table.
+
+The bias corrections are powers of the step's number. Written into the graph they would be computed again for every few
+elements of every parameter; the host makes them for many steps at once instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def scalars_needed(optimizer: torch.optim.Optimizer) -> tuple[int, int] | None:
+    """Shape of one step's scalars, (groups, 3), if the optimiser is Adam or AdamW as the paper has it; else None."""
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        return None
+    for group in optimizer.param_groups:
+        if group["amsgrad"] or group["maximize"] or any(isinstance(beta, Tensor) for beta in group["betas"]):
+            return None
+    return len(optimizer.param_groups), 3
+
+
+def scalars(optimizer: torch.optim.Optimizer, base_rates: Sequence[float], done: int, factors: Sequence[float]) -> Tensor:
+    """The scalars of the steps done + 1, ..., float64 (steps, groups, 3): learning rate, rate / (1 - beta1^t), (1 - beta2^t)^-1/2."""
+    t = torch.arange(done + 1, done + 1 + len(factors), dtype=torch.float64)
+    factor = torch.tensor(factors, dtype=torch.float64)
+    groups = []
+    for group, base in zip(optimizer.param_groups, base_rates, strict=True):
+        first, second = group["betas"]
+        rate = base * factor
+        groups.append(torch.stack([rate, rate / (1 - first**t), (1 - second**t).rsqrt()], -1))
+    return torch.stack(groups, 1)
+
+
+def update(optimizer: torch.optim.Optimizer, scalars: Tensor) -> None:
+    """One update of all parameters that have a gradient, in place; the optimiser's own state is used and kept."""
+    for group, (rate, step_size, inverse) in zip(optimizer.param_groups, scalars.unbind(0), strict=True):
+        first, second = group["betas"]
+        decay = group["weight_decay"]
+        decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
+        for parameter in group["params"]:
+            grad = parameter.grad
+            if grad is None:
+                continue
+            state = optimizer.state[parameter]
+            state["step"].add_(1)
+            if decay and decoupled:
+                parameter.mul_(1 - rate * decay)
+            elif decay:
+                grad = grad + decay * parameter
+            mean, square = state["exp_avg"], state["exp_avg_sq"]
+            mean.lerp_(grad, 1 - first)
+            square.mul_(second).addcmul_(grad, grad, value=1 - second)
+            parameter.sub_(step_size * mean / (square.sqrt() * inverse + group["eps"]))
