@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import linecache
 import random
 import sys
@@ -59,14 +60,34 @@ class Graph:
         """Number of operations."""
         return sum(node.op == "call_function" for node in self.module.graph.nodes)
 
+    def updated(self) -> list[Tensor]:
+        """The inputs that the graph writes into, directly or through views."""
+        places = dict(zip((n for n in self.module.graph.nodes if n.op == "placeholder"), self.inputs, strict=True))
+        found: dict[int, Tensor] = {}
+        for node in self.module.graph.nodes:
+            if getattr(getattr(node.target, "_schema", None), "is_mutable", False) and node.args:
+                target = node.args[0]
+                while isinstance(target, fx.Node) and target.op == "call_function" and target.args:
+                    target = target.args[0]
+                if target in places:
+                    found[id(places[target])] = places[target]
+        return list(found.values())
 
-def capture(step: Callable[[], tuple[Tensor, ...]], *, changing: Iterable[Tensor], modules: Sequence[Any]) -> Graph:
+
+def capture(
+    step: Callable[[], tuple[Tensor, ...]],
+    *,
+    changing: Iterable[Tensor],
+    fixed: Iterable[Tensor] | None = None,
+    modules: Sequence[Any],
+) -> Graph:
     """Records one call of `step`.
 
     The call is a real one: the caller restores what it updated.
 
     Args:
         changing: tensors whose values differ from step to step; what is read into Python must not depend on them.
+        fixed: what alone may be read where others may change tensors between steps; None where nobody does.
         modules: model and guide, whose Python attributes must not change.
 
     Raises:
@@ -77,7 +98,7 @@ def capture(step: Callable[[], tuple[Tensor, ...]], *, changing: Iterable[Tensor
     changing = list(changing)
     before = _attributes(modules)
     generators = _generators()
-    reads = _Reads(changing)
+    reads = _Reads(changing, None if fixed is None else list(fixed))
     try:
         with reads:
             module = make_fx(step, tracing_mode="real")()
@@ -85,6 +106,8 @@ def capture(step: Callable[[], tuple[Tensor, ...]], *, changing: Iterable[Tensor
         raise
     except Exception as error:
         raise Uncapturable(explain(error)) from error
+    if reads.refused is not None:  # the model caught it
+        raise reads.refused
     after = _attributes(modules)
     if _generators() != generators:
         raise Uncapturable(f"the model draws from Python's or NumPy's random generator{_line_of_generator(step)}")
@@ -117,6 +140,8 @@ def _lift(module: fx.GraphModule) -> Graph:
     for node in module.graph.nodes:
         if node.op == "get_attr":
             tensor = getattr(module, node.target)
+            if not isinstance(tensor, Tensor):
+                raise Uncapturable(f"the model uses a {type(tensor).__name__} of its own, whose state a graph cannot hold")
             if id(tensor) not in placeholders:
                 placeholders[id(tensor)] = lifted.placeholder(f"input_{len(inputs)}")
                 placeholders[id(tensor)].meta["tensor_meta"] = _extract_tensor_metadata(tensor)
@@ -170,10 +195,12 @@ _SHAPES = {
 class _Reads(TorchFunctionMode):
     """Lets a step read values that depend on unchanging tensors alone, and refuses every other."""
 
-    def __init__(self, changing: Sequence[Tensor]) -> None:
+    def __init__(self, changing: Sequence[Tensor], fixed: Sequence[Tensor] | None) -> None:
         super().__init__()
         self.changing = {id(t) for t in changing}
-        self.kept = list(changing)
+        self.fixed = None if fixed is None else {id(t) for t in fixed}
+        self.kept = [*changing, *(fixed or ())]
+        self.refused: Uncapturable | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -187,27 +214,33 @@ class _Reads(TorchFunctionMode):
                 with disable_proxy_modes_tracing():
                     index = _without_masks(args[1])
                 return func(args[0], index)
+        if func is torch.where and len(args) == 1 and not kwargs:
+            operation = "torch.where with a condition alone"
         if operation is None:
             return func(*args, **kwargs)
         if any(self._changes(t) for t in _tensors((args, kwargs))):
             kind = "its value differs" if func in _READS else "the shape of its result differs"
-            raise Uncapturable(
+            self.refused = Uncapturable(
                 f"{operation} is used on a tensor that depends on draws, parameters or the batch, so {kind} from step to step{_here()}"
             )
+            raise self.refused
         with disable_proxy_modes_tracing():
             return func(*args, **kwargs)
+
+    def _given_changes(self, tensor: Tensor) -> bool:
+        return id(tensor) in self.changing
 
     def _changes(self, tensor: Tensor) -> bool:
         from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 
         while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             tensor = torch._C._functorch.get_unwrapped(tensor)
-        if id(tensor) in self.changing:
+        if self._given_changes(tensor):
             return True
         mode = get_proxy_mode()
         slot: Any = get_proxy_slot(tensor, mode.tracer, None) if mode is not None else None
         if slot is None or mode is None:
-            return False
+            return self.fixed is not None and id(tensor) not in self.fixed
         tracer: Any = mode.tracer
         root, todo, seen = tracer.root, [slot.proxy.node], set()
         while todo:
@@ -215,7 +248,7 @@ class _Reads(TorchFunctionMode):
             if node in seen:
                 continue
             seen.add(node)
-            if node.op == "get_attr" and id(getattr(root, node.target)) in self.changing:
+            if node.op == "get_attr" and self._given_changes(getattr(root, node.target)):
                 return True
             if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
                 return True
@@ -252,18 +285,20 @@ def _attributes(modules: Sequence[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def note(name: str, value: Any) -> None:
-        if isinstance(value, (bool, int, float, str)):
-            found[name] = value
-        elif isinstance(value, (list, dict, set)):
-            found[name] = len(value)
+        content = _content(value)
+        if content is not None:
+            found[name] = content
 
     for part in modules:
         if isinstance(part, nn.Module):
             for path, module in part.named_modules():
                 for name, value in vars(module).items():
-                    if not name.startswith("_"):
+                    if not name.startswith("__") and name not in _MODULE_INTERNALS:
                         note(f"{path}.{name}".lstrip("."), value)
         function = getattr(part, "__func__", part)
+        code, space = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+        for name in getattr(code, "co_names", ()):
+            note(name, space.get(name))
         for name, cell in zip(
             getattr(getattr(function, "__code__", None), "co_freevars", ()),
             getattr(function, "__closure__", None) or (),
@@ -272,6 +307,25 @@ def _attributes(modules: Sequence[Any]) -> dict[str, Any]:
             with contextlib.suppress(ValueError):
                 note(name, cell.cell_contents)
     return found
+
+
+#: What modules keep of themselves.
+_MODULE_INTERNALS = frozenset(vars(nn.Module())) | {"_pyro_name", "_pyro_context", "_pyro_params", "_pyro_samples"}
+
+
+def _content(value: Any, depth: int = 0) -> Any:
+    """What can be compared of a Python value: numbers and texts, in containers too, and where generators stand; else None."""
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple, set, frozenset)) and depth < 3:
+        return type(value).__name__, len(value), tuple(_content(item, depth + 1) for item in list(value)[:100])
+    if isinstance(value, dict) and depth < 3:
+        return len(value), tuple((str(key), _content(item, depth + 1)) for key, item in list(value.items())[:100])
+    if isinstance(value, np.random.Generator):
+        return str(value.bit_generator.state)
+    if isinstance(value, itertools.count):
+        return repr(value)
+    return None
 
 
 def _is_library(filename: str) -> bool:

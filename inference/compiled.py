@@ -31,6 +31,9 @@ EAGER_SECONDS, COMPILE_SECONDS, COMPILE_SECONDS_A_NODE = 1.5e-5, 4.0, 0.05
 LARGEST = 5000
 
 
+#: What the capture itself sets in the optimiser's groups, and what is no number.
+_GROUP_KEYS = {"params", "lr", "foreach", "fused", "capturable"}
+
 #: Where the warning does not point to: the package, wherever its folders lie.
 _PACKAGE = tuple(str(path) for path in (Path(__file__).parent, Path(__file__).parent.parent, Path(__file__).resolve().parent))
 
@@ -80,10 +83,12 @@ class Compiler:
     def _worthwhile(self, loop: Loop) -> bool:
         if self.mode is True:
             return True
+        if loop.callbacks:
+            return False  # a callback may change what a graph would hold
         done = len(loop.history.losses)
         # A run to convergence is expected to take as long again as it has taken.
         to_come = done if loop.total_steps is None else loop.total_steps - done
-        self._nodes = self._nodes or _nodes(loop)
+        self._nodes = self._nodes or _nodes(loop, [b for m in self.modules if isinstance(m, nn.Module) for b in m.buffers()])
         return to_come * self._nodes * EAGER_SECONDS > COMPILE_SECONDS + self._nodes * COMPILE_SECONDS_A_NODE
 
     def _engine(self, loop: Loop) -> Engine:
@@ -107,10 +112,13 @@ class Compiler:
             raise Uncapturable(explain(error)) from error
 
 
-def _nodes(loop: Loop) -> int:
-    """Size of the autograd graph of one step."""
+def _nodes(loop: Loop, buffers: Sequence[Tensor]) -> int:
+    """Size of the autograd graph of one step, which leaves the buffers as they were."""
+    kept = [b.clone() for b in buffers]
     with kept_generators():
         surrogate, _ = loop.evaluate(loop.batch(loop.tables.rows[0].index), loop.tables.rows[0])
+    for buffer, value in zip(buffers, kept, strict=True):
+        buffer.copy_(value)
     seen, todo = set(), [surrogate.grad_fn]
     while todo:
         node = todo.pop()
@@ -202,8 +210,23 @@ class Step:
 
     def capture(self) -> Graph:
         """The step as a graph."""
+        before = self._optimizer_numbers()
         with self.undone():
-            return capture(self, changing=self.changing(), modules=self.modules)
+            data = self.loop.batch(None) if self.row.index is None else {}
+            fixed = [t for t in data.values() if isinstance(t, Tensor)] if self.loop.callbacks else None
+            graph = capture(self, changing=self.changing(), fixed=fixed, modules=self.modules)
+            if self._optimizer_numbers() != before:
+                raise Uncapturable(f"the optimiser {type(self.loop.optimizer).__name__} counts in Python")
+        known = {id(t) for t in self.changing()}
+        self.state += [t for t in graph.updated() if id(t) not in known]
+        return graph
+
+    def _optimizer_numbers(self) -> Any:
+        """What the optimiser keeps that is no tensor."""
+        optimizer = self.loop.optimizer
+        groups = [{k: v for k, v in g.items() if k not in _GROUP_KEYS} for g in optimizer.param_groups]
+        states = [{k: v for k, v in s.items() if not isinstance(v, Tensor)} for s in optimizer.state.values()]
+        return repr((groups, states))
 
     def check(self, graph: Graph) -> None:
         """Graph and step from other parameters, with other noise, another batch and reseeded generators.
@@ -316,12 +339,14 @@ class Engine:
         loop = self.loop
         with torch.no_grad():
             torch._foreach_copy_(self.saved, self.step.state)
+            generator = torch.get_rng_state()
             try:
                 self._run(first, count - 1)
                 torch._foreach_copy_(self.finite, loop.leaves)
                 self._run(first + count - 1, 1)
             except Exception as error:  # a shape that turned out to depend on values, memory that ran out
                 torch._foreach_copy_(self.step.state, self.saved)
+                torch.set_rng_state(generator)
                 loop.engine = None
                 warn_eager(explain(error))
                 return False
@@ -331,6 +356,7 @@ class Engine:
                 torch._foreach_copy_(loop.finite, self.finite)
                 return True
             torch._foreach_copy_(self.step.state, self.saved)
+            torch.set_rng_state(generator)
         return False
 
     def _run(self, first: int, count: int) -> None:

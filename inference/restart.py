@@ -325,7 +325,7 @@ def _optimizer(
     if isinstance(optimizer, (int, float)) and not isinstance(optimizer, bool):
         if not optimizer > 0:
             raise ValueError(f"optimizer={optimizer} is a learning rate of Adam, which must be positive")
-        return functools.partial(torch.optim.Adam, lr=float(optimizer)), float(optimizer)
+        return functools.partial(torch.optim.Adam, lr=float(optimizer), eps=eps), float(optimizer)
     if isinstance(optimizer, pyro.optim.PyroOptim):
         raise ValueError(
             f"optimizer is a Pyro optimiser ({type(optimizer).__name__}); pass torch's own, as functools.partial(torch.optim.Adam, lr=0.01)"

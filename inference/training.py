@@ -252,11 +252,12 @@ class Loop:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         if not bool(torch.isfinite(norm)):
             bad = [n for n, p in self.parameters.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-            self._step_back()
-            raise NonFiniteError(
-                f"the gradient of parameter '{bad[0] if bad else '?'}' is not finite at step {number}; the fit stopped with the "
-                "parameters of the step before: lower the step size, pass clip_norm, or use dtype=torch.float64"
-            )
+            if bad:  # else the norm's square overflowed, and no element did
+                self._step_back()
+                raise NonFiniteError(
+                    f"the gradient of parameter '{bad[0]}' is not finite at step {number}; the fit stopped with the parameters of "
+                    "the step before: lower the step size, pass clip_norm, or use dtype=torch.float64"
+                )
         if self.clip_norm is not None and float(norm) > self.clip_norm:
             with torch.no_grad():
                 torch._foreach_copy_(grads, self.clipped(grads))

@@ -188,7 +188,31 @@ def counts(a: Tensor, b: Tensor) -> float:
     return 1.0 / len(_calls)
 
 
+def shape_of_where(a: Tensor, b: Tensor) -> float:
+    return 0.1 * torch.where(torch.stack([a, b]) > 0.3)[0].numel()
+
+
+def catches(a: Tensor, b: Tensor) -> Tensor:
+    try:
+        return a if a > 0.3 else b
+    except Exception:
+        return b
+
+
+_seen = [0]
+
+
+_torch_generator = torch.Generator().manual_seed(0)
+
+
+def draws_own_torch_generator(a: Tensor, b: Tensor) -> Tensor:
+    return torch.randn((), generator=_torch_generator, dtype=torch.float64)
+
+
 REFUSED = {
+    shape_of_where: r"torch.where with a condition alone .*line \d+: return 0.1 \* torch.where",
+    catches: r"bool\(\) of a tensor .*line \d+: return a if a > 0.3 else b",
+    draws_own_torch_generator: "Generator of its own",
     control_flow: r"bool\(\) of a tensor .*test_compiled.py, line \d+: if a > 0.3:",
     reads_numpy: r"\.numpy\(\) .*line \d+: return float\(np.tanh",
     draws_numpy: r"random generator \(test_compiled.py, line \d+: return float\(np.random.randn",
@@ -219,6 +243,64 @@ def test_auto_falls_back_with_one_warning(extra: Any, eager_is_dear: None) -> No
     assert len(caught) == 1
     assert fit.engine == "eager"
     assert fit.losses == fit_slope(extra, compile=False).losses
+
+
+def test_global_list_that_counts_is_found() -> None:
+    """Counted in a container, and seen only after thousands of steps: the content gives it away."""
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+        _seen[0] += 1
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("y", dist.Normal(a + (0.0 if _seen[0] < 10_000 else 1.0), 1.0), obs=y)
+
+    _, data = slope()
+    with pytest.raises(ValueError, match="the attribute '_seen' changes at every call"):
+        bz.fit(model, data, "mean_field", steps=60, progress=False, compile=True)
+
+
+def test_negative_rows_of_an_embedding() -> None:
+    """Rows that the data name, the last among them by -1, in minibatches."""
+
+    class Embedding(PyroModule):
+        def forward(self, ids: Tensor, y: Tensor | None = None, *, num_data: int | None = None, index: Any = None) -> None:
+            a = pyro.sample("a", dist.Normal(torch.zeros(4, dtype=torch.float64), 1.0).to_event(1))
+            with pyro.plate("data", num_data or len(ids), subsample=index, dim=-1):
+                pyro.sample("y", dist.Normal(self.table[ids] @ a, 1.0), obs=y)
+
+    model = Embedding()
+    model.register_buffer("table", torch.arange(20, dtype=torch.float64).reshape(5, 4).sin())
+    ids = torch.tensor([0, -1, 3, 4, -5, 2, 1, -1])
+    data = bz.data.Data(inputs={"ids": ids}, observed=torch.linspace(-1, 1, 8, dtype=torch.float64))
+    fits = [bz.fit(model, data, "mean_field", steps=100, batch_size=4, progress=False, compile=c) for c in (False, True)]
+    assert fits[1].engine == "compiled"
+    assert_same(*fits)
+
+
+def test_batch_norm_behind_a_bias() -> None:
+    """The bias has no gradient but rounding, of which Adam makes steps: no reason to refuse."""
+
+    class Normed(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Sequential(
+                torch.nn.Linear(1, 4), torch.nn.BatchNorm1d(4), torch.nn.Tanh(), torch.nn.Linear(4, 1)
+            )
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+            a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("y", dist.Normal(a + self.net(x[:, None])[:, 0], 1.0), obs=y)
+
+    torch.manual_seed(0)
+    model, (_, data) = Normed(), slope()
+    a, b = (bz.fit(model, data, "mean_field", steps=50, progress=False, compile=c) for c in (False, True))
+    assert b.engine == "compiled"
+    assert b.losses == pytest.approx(a.losses, rel=1e-6)
+
+
+def test_auto_leaves_callbacks_to_the_eager_engine(eager_is_dear: None) -> None:
+    assert fit_slope(callbacks=[lambda progress: None]).engine == "eager"
 
 
 def test_attribute_that_counts_is_named() -> None:
