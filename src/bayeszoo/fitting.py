@@ -73,7 +73,8 @@ def fit(
         callbacks: called with a `Progress` after every step; one that returns True stops the fit.
         progress: whether to draw a progress bar where there is a terminal or notebook.
         compile: whether the steps run as one compiled graph. `auto` compiles where the steps to come are worth it; both engines
-            give the same losses, up to rounding.
+            give the same losses, up to rounding. With callbacks `auto` stays eager; under True a callback may change tensors in
+            place, and nothing else of what the model reads.
 
     Returns:
         A `Fit`.
