@@ -22,10 +22,12 @@ def scalars_needed(optimizer: torch.optim.Optimizer) -> tuple[int, int] | None:
     return len(optimizer.param_groups), 3
 
 
-def scalars(optimizer: torch.optim.Optimizer, base_rates: Sequence[float], done: int, factors: Sequence[float]) -> Tensor:
-    """The scalars of the steps done + 1, ..., float64 (steps, groups, 3): learning rate, rate / (1 - beta1^t), (1 - beta2^t)^-1/2."""
-    t = torch.arange(done + 1, done + 1 + len(factors), dtype=torch.float64)
-    factor = torch.tensor(factors, dtype=torch.float64)
+def scalars(
+    optimizer: torch.optim.Optimizer, base_rates: Sequence[float], done: int, count: int, factors: float | Sequence[float]
+) -> Tensor:
+    """The scalars of the steps done + 1, ..., done + count, float64 (steps, groups, 3): learning rate, rate / (1 - beta1^t), (1 - beta2^t)^-1/2."""
+    t = torch.arange(done + 1, done + 1 + count, dtype=torch.float64)
+    factor = torch.as_tensor(factors, dtype=torch.float64).expand(count)
     groups = []
     for group, base in zip(optimizer.param_groups, base_rates, strict=True):
         first, second = group["betas"]

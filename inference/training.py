@@ -135,8 +135,7 @@ class Loop:
             weights = None if self.kl_weight is None else [self.kl_weight(done + k) for k in range(count)]
             self.tables.set(first, count, factors, weights)
             if self.tabled and self.engine is not None:
-                each = factors if isinstance(factors, list) else [factors] * count
-                self.tables.set_scalars(first, adam.scalars(self.optimizer, self.base_rates, done, each))
+                self.tables.set_scalars(first, adam.scalars(self.optimizer, self.base_rates, done, count, factors))
             if self.engine is None or not self.engine.advance(first, count):
                 for k in range(count):
                     self.step_eagerly(first + k, factors[k] if isinstance(factors, list) else factors)
