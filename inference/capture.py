@@ -228,19 +228,18 @@ class _Reads(TorchFunctionMode):
             return func(*args, **kwargs)
 
     def _given_changes(self, tensor: Tensor) -> bool:
-        return id(tensor) in self.changing
+        """Whether a tensor that the step did not make itself may have another value at another step."""
+        return id(tensor) in self.changing or (self.fixed is not None and id(tensor) not in self.fixed)
 
     def _changes(self, tensor: Tensor) -> bool:
         from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 
         while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             tensor = torch._C._functorch.get_unwrapped(tensor)
-        if self._given_changes(tensor):
-            return True
         mode = get_proxy_mode()
         slot: Any = get_proxy_slot(tensor, mode.tracer, None) if mode is not None else None
-        if slot is None or mode is None:
-            return self.fixed is not None and id(tensor) not in self.fixed
+        if id(tensor) in self.changing or slot is None or mode is None:
+            return self._given_changes(tensor)
         tracer: Any = mode.tracer
         root, todo, seen = tracer.root, [slot.proxy.node], set()
         while todo:
@@ -281,7 +280,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def _attributes(modules: Sequence[Any]) -> dict[str, Any]:
-    """The numbers, texts and lengths of lists among the attributes of modules, and in the closures of functions."""
+    """What can be compared among the attributes of modules, and in the closures and globals of functions."""
     found: dict[str, Any] = {}
 
     def note(name: str, value: Any) -> None:

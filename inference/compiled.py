@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .capture import Graph, Uncapturable, capture, explain, run_on
-from .inductor import Compiled, compile_graph, detached, lacking_compiler
+from .inductor import Compiled, compile_graph, lacking_compiler
 from .noise import kept_generators
 from .replay import Replay, record
 from .tables import StepInputs
@@ -325,7 +325,7 @@ class Engine:
         self.step, self.loop, self.compiled = step, step.loop, compiled
         names = {id(tensor): name for name, tensor in step.row.tensors().items()}
         self.moving = {k: names[id(t)] for k, t in enumerate(graph.inputs) if id(t) in names}
-        self.inputs = detached(graph.inputs)
+        self.inputs = [t.detach() for t in graph.inputs]  # what needs gradients cannot be updated in place
         self.calls: dict[int, list[Tensor]] = {}
         self.saved = [t.detach().clone() for t in step.state]
         self.finite = [p.detach().clone() for p in self.loop.leaves]

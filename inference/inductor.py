@@ -11,12 +11,11 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .capture import Graph, Uncapturable
 from .passes import rewrite
@@ -37,12 +36,10 @@ class Compiled:
     Attributes:
         call: runs it on a list of tensors like the graph's inputs, which it updates in place.
         output: Inductor's own record of the generated code.
-        threads: how many threads it was made for.
     """
 
     call: Callable[..., Any]
     output: Any
-    threads: int
 
 
 def lacking_compiler(device: torch.device) -> str:
@@ -119,7 +116,7 @@ def _compile(graph: Graph, threads: int) -> Compiled:
     ):
         warnings.simplefilter("ignore")
         call: Any = compile_fx(module, tensors, inner_compile=inner)
-    return Compiled(call, outputs[0] if len(outputs) == 1 else None, threads)
+    return Compiled(call, outputs[0] if len(outputs) == 1 else None)
 
 
 def _processors() -> int:
@@ -139,8 +136,3 @@ def _without_outputs(graph: Graph) -> torch.fx.GraphModule:
     module.graph.eliminate_dead_code()
     module.recompile()
     return module
-
-
-def detached(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Views without gradients, which compiled code can update in place."""
-    return [t.detach() for t in tensors]

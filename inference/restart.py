@@ -252,7 +252,7 @@ class Restart:
             self.settings.num_particles,
             normals,
             uniforms,
-            batches=None if size is None else self._indices(size),
+            batches=None if size is None else functools.partial(self._indices, size),
             batch_size=size or 0,
             summary_shape=None if summary is None else summary().shape,
             dtype=self.owned.dtype,

@@ -69,7 +69,7 @@ class Tables:
     Args:
         particles: draws a step.
         normals, uniforms: numbers that one particle takes.
-        batches: row numbers (B,) of each step, for ever; None where every step sees all rows.
+        batches: begins an endless series of row numbers (B,), one a step; None where every step sees all rows.
         batch_size: B.
         summary_shape: of the guide's summary; None for none.
         seeds: of the noise; several where that many restarts are one step, whose noise and losses then have them in front.
@@ -81,7 +81,7 @@ class Tables:
         normals: int,
         uniforms: int,
         *,
-        batches: Iterator[Tensor] | None,
+        batches: Callable[[], Iterator[Tensor]] | None,
         batch_size: int,
         summary_shape: Sequence[int] | None,
         dtype: torch.dtype,
@@ -93,7 +93,7 @@ class Tables:
         if steps < _LEAST_STEPS and _LEAST_STEPS * numbers <= _MOST_NUMBERS:
             steps = _LEAST_STEPS
         self.steps = steps
-        self.batches = batches
+        self.batches = None if batches is None else batches()
         self._arguments: dict[str, Any] = {
             "particles": particles,
             "normals": normals,

@@ -100,6 +100,28 @@ def test_an_optimizer_that_mixes_elements_is_not_stacked(stacks: list[bool]) -> 
     assert len(fit.runs) == 3
 
 
+def test_a_failed_stack_leaves_the_batches_at_their_beginning(monkeypatch: pytest.MonkeyPatch, stacks: list[bool]) -> None:
+    options: dict[str, Any] = {"optimizer": functools.partial(torch.optim.SGD, lr=0.001)}
+    with monkeypatch.context() as patch:
+        original = runner.stack
+
+        def failing(restarts: Any) -> Any:
+            loop = original(restarts)
+            whole = loop.advance
+
+            def advance(steps: int) -> bool:
+                whole(steps)
+                raise bz.inference.NonFiniteError("after its batches were used")
+
+            loop.advance = advance
+            return loop
+
+        patch.setattr(runner, "stack", failing)
+        fallen_back = run("known-batch", **options)
+    assert stacks == [False]
+    assert_same(one_after_another(monkeypatch, "known-batch", **options), fallen_back)
+
+
 def test_failure_is_told_of_one_restart(stacks: list[bool]) -> None:
     with pytest.raises(bz.inference.NonFiniteError, match="at step") as caught:
         run("known-mean_field", optimizer=functools.partial(torch.optim.SGD, lr=1e8), steps=200)
