@@ -48,3 +48,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the test data are absent: name their folder in BAYESZOO_DATA")
     return folder
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured graphs run operation by operation: compiling takes seconds, and has tests of its own."""
+    from bayeszoo.inference import compiled
+    from bayeszoo.inference.capture import Graph
+    from bayeszoo.inference.inductor import Compiled
+
+    def as_it_is(graph: Graph) -> Compiled:
+        return Compiled(graph.module, None)
+
+    monkeypatch.setattr(compiled, "compile_graph", as_it_is)

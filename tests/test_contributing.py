@@ -77,14 +77,6 @@ def test_the_model_skeleton_can_be_simulated_batched_and_saved(
     assert again.sample(5)["rate"].equal(fit.sample(5)["rate"])
 
 
-@pytest.fixture
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs recorded graphs as they are: compiling takes seconds and is tested elsewhere."""
-    from bayeszoo.inference.inductor import Compiled
-
-    monkeypatch.setattr("bayeszoo.inference.compiled.compile_graph", lambda graph: Compiled(graph.module, None, 1))
-
-
 def test_the_skeletons_are_compilable(copied: Callable[[str, str], ModuleType], uncompiled: None) -> None:
     import bayeszoo as bz
 

@@ -15,7 +15,6 @@ import torch
 
 import bayeszoo as bz
 from bayeszoo.inference import NotCompiledWarning
-from bayeszoo.inference.inductor import Compiled
 
 BLOCK = re.compile(r"^```python ([\w-]+)\n(.*?)^```$", re.M | re.S)
 
@@ -166,9 +165,7 @@ def test_both_engines(blocks: dict[str, str]) -> None:
     assert names["same"].losses == pytest.approx(names["few"].losses, abs=1e-10)
 
 
-def test_what_is_not_compiled_warns_as_quoted(
-    text: str, blocks: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_compiled_warns_as_quoted(text: str, blocks: dict[str, str], tmp_path: Path, uncompiled: None) -> None:
     quoted = re.search(r"^```text warning\nNotCompiledWarning: (.*?)\n```$", text, re.M | re.S)
     assert quoted is not None
     file = tmp_path / "leaky.py"
@@ -181,7 +178,6 @@ def test_what_is_not_compiled_warns_as_quoted(
     assert instead is not None
     mended = blocks["fallback"].replace("if slope < 0:\n        slope = 0.1 * slope", instead[1])
     assert mended != blocks["fallback"]
-    monkeypatch.setattr("bayeszoo.inference.compiled.compile_graph", lambda graph: Compiled(graph.module, None, 1))
     assert run(mended.replace("steps=20_000", "steps=50, compile=True"), {})["fit"].engine == "compiled"
 
 

@@ -52,16 +52,6 @@ def parameters(fit: bz.inference.Fit) -> list[Tensor]:
         return [p.detach().clone() for p in fit.run.owned.parameters().values()]
 
 
-@pytest.fixture
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs captured graphs operation by operation."""
-
-    def as_it_is(graph: Any) -> Any:
-        return inductor.Compiled(graph.module, None)
-
-    monkeypatch.setattr(compiled, "compile_graph", as_it_is)
-
-
 @pytest.mark.parametrize("name", sorted(set(contract.CASES) - UNTRAINED))
 def test_captured_graph_equals_eager(name: str, uncompiled: None) -> None:
     a, b = run(name, compile=False), run(name, compile=True)
