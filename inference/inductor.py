@@ -11,9 +11,11 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -95,7 +97,6 @@ def _compile(graph: Graph, threads: int) -> Compiled:
         "fallback_random": True,
         "fx_graph_cache": True,
         "cpp.threads": threads,
-        # Compiling test programs for every instruction set takes seconds; the processor's flags say the same.
         "cpp.vec_isa_ok": True if sys.platform == "linux" else None,
         "cpp_cache_precompile_headers": False,
         "compile_threads": min(8, _processors()),  # one compiler a kernel, side by side
@@ -110,6 +111,7 @@ def _compile(graph: Graph, threads: int) -> Compiled:
     with (
         config.patch(options),
         functorch_config.patch(enable_autograd_cache=False),
+        _unprobed_instructions(),
         tracing(TracingContext(fake)),
         torch.no_grad(),
         warnings.catch_warnings(),
@@ -117,6 +119,28 @@ def _compile(graph: Graph, threads: int) -> Compiled:
         warnings.simplefilter("ignore")
         call: Any = compile_fx(module, tensors, inner_compile=inner)
     return Compiled(call, outputs[0] if len(outputs) == 1 else None)
+
+
+@contextmanager
+def _unprobed_instructions() -> Iterator[None]:
+    """Chooses among instruction sets by the processor's flags alone.
+
+    Inductor compiles and loads test programs for each, which takes seconds, most of them for numbers of 8 and 16 bits.
+    """
+    from torch._inductor import cpu_vec_isa
+
+    if sys.platform != "linux" or not cpu_vec_isa.x86_isa_checker():
+        yield
+        return
+
+    class Avx512(cpu_vec_isa.VecAVX512):
+        def __bool__(self) -> bool:
+            return True
+
+    known = {"avx512": Avx512, "avx2": cpu_vec_isa.VecAVX2}
+    flags = cpu_vec_isa.x86_isa_checker()
+    with mock.patch.object(cpu_vec_isa, "valid_vec_isa_list", lambda: [isa() for flag, isa in known.items() if flag in flags]):
+        yield
 
 
 def _processors() -> int:
