@@ -146,7 +146,9 @@ def test_seed_repeats_losses_and_fits_are_independent(fitted: tuple[Case, bz.inf
     other = run(case, seed=1)
     again = run(case)
     assert again.losses == fit.losses
-    if fit.objective == "elbo" and fit.settings.guide not in ("exact", "laplace"):
+    # Where the family holds the posterior, every draw of every seed has the same loss, to rounding.
+    exact = fit.settings.guide in ("exact", "laplace") or fit.loss_error < 1e-12 * abs(fit.loss)
+    if fit.objective == "elbo" and not exact:
         assert other.losses != fit.losses
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -142,6 +143,7 @@ def test_memory_does_not_grow() -> None:
     import psutil
 
     def megabytes() -> float:
+        gc.collect()
         return float(psutil.Process().memory_info().rss) / 2**20
 
     def steps(number: int) -> None:
@@ -150,9 +152,10 @@ def test_memory_does_not_grow() -> None:
 
     steps(100_000)
     before = megabytes()
-    steps(100_000)
-    # 100,000 losses as Python numbers take 3 MB while the fit lives.
-    assert megabytes() - before < 10
+    steps(400_000)
+    # 400,000 losses as Python numbers take 13 MB while the fit lives, and the allocator keeps some tens of MB of what other
+    # tests freed; one tensor a step that is not freed (500 bytes) would take 200 MB.
+    assert megabytes() - before < 60
 
 
 @pytest.mark.gpu
