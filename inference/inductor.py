@@ -139,7 +139,8 @@ def _unprobed_instructions() -> Iterator[None]:
 
     known = {"avx512": Avx512, "avx2": cpu_vec_isa.VecAVX2}
     flags = cpu_vec_isa.x86_isa_checker()
-    with mock.patch.object(cpu_vec_isa, "valid_vec_isa_list", lambda: [isa() for flag, isa in known.items() if flag in flags]):
+    listed = [isa() for flag, isa in known.items() if flag in flags]
+    with mock.patch.object(cpu_vec_isa, "valid_vec_isa_list", return_value=listed):
         yield
 
 
