@@ -18,6 +18,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from ..inference.program import DATA_PLATE, BoundData, Program, Site, describe
+from ..inference.start import DENSE_LIMIT, Start
 from ..inference.unconstrained import Unconstrained
 
 
@@ -95,6 +96,28 @@ class ContinuousGuide(PyroModule):
                 f"guide '{self.family}' is one joint density over all observations' latents ({', '.join(self.program.local)}), "
                 "so it cannot be trained on minibatches; use 'mean_field' or 'structured', or leave out batch_size"
             )
+
+
+def first_basis(center: Tensor, scale: float) -> Tensor:
+    """The coordinates in which means move before the start is known: a matrix (D, D), or its diagonal (D,) above `DENSE_LIMIT`.
+
+    In the start's own coordinates no direction is steeper than another.
+    """
+    return scale * (torch.eye(len(center), dtype=center.dtype) if len(center) <= DENSE_LIMIT else torch.ones_like(center))
+
+
+def set_basis(basis: Tensor, start: Start) -> None:
+    """Takes the start's coordinates: its covariance's Cholesky factor, its scales, or the latents' own units."""
+    diagonal = torch.ones_like(start.mean) if start.raw else start.conditional_sd
+    if basis.dim() == 1:
+        basis.copy_(diagonal)
+    else:
+        basis.copy_(torch.diag(diagonal) if start.scale_tril is None else start.scale_tril)
+
+
+def moved(basis: Tensor, offset: Tensor) -> Tensor:
+    """The step (D,) that an offset (D,) means in the latents' coordinates."""
+    return basis * offset if basis.dim() == 1 else basis @ offset
 
 
 def prior_scale_values(program: Program, space: Unconstrained) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..inference.program import BoundData
-from ..inference.start import DENSE_LIMIT, Start
-from .continuous import ContinuousGuide, Plates, prior_scale_values, sample_joint
+from ..inference.start import Start
+from .continuous import ContinuousGuide, Plates, first_basis, moved, prior_scale_values, sample_joint, set_basis
 from .path_derivative import PathDerivative
 
 
@@ -23,7 +23,7 @@ class LowRank(ContinuousGuide):
     """A multivariate normal with `rank` factors: cost O(D rank) where `full_rank` costs O(D^2).
 
     Args:
-        rank: number of factors; by default the square root of the number of latents, rounded up.
+        rank: number of factors; by default the square root of the number of latents, rounded up, and 30 at most.
     """
 
     family = "low_rank"
@@ -31,7 +31,7 @@ class LowRank(ContinuousGuide):
     def __init__(self, model: Callable[..., Any], data: BoundData, *, rank: int | None = None, init_scale: float = 0.1) -> None:
         super().__init__(model, data)
         size = self.space.size
-        rank = math.ceil(math.sqrt(size)) if rank is None else rank
+        rank = min(30, math.ceil(math.sqrt(size))) if rank is None else rank
         if not 1 <= rank <= size:
             raise ValueError(f"rank must be between 1 and the number of latent values, {size}; got {rank}")
         if not init_scale > 0:
@@ -39,8 +39,7 @@ class LowRank(ContinuousGuide):
         center = prior_scale_values(self.program, self.space)
         self.register_buffer("center", center)
         self.register_buffer("frame", torch.full_like(center, init_scale))
-        dense = len(center) <= DENSE_LIMIT
-        self.register_buffer("basis", init_scale * torch.eye(len(center), dtype=center.dtype) if dense else None)
+        self.register_buffer("basis", first_basis(center, init_scale))
         self.offset = nn.Parameter(torch.zeros_like(center))
         self.log_scale = nn.Parameter(torch.zeros_like(center))
         # Exactly zero factors have no gradient: they begin small.
@@ -49,14 +48,13 @@ class LowRank(ContinuousGuide):
     def initialize(self, start: Start) -> None:
         """Factors along the largest eigenvectors of the start's correlation matrix, the rest on the diagonal."""
         self.center.copy_(start.mean)
+        set_basis(self.basis, start)
         if start.scale_tril is None:
             self.frame.copy_(start.conditional_sd)
             return
         covariance = start.scale_tril @ start.scale_tril.T
         sd = covariance.diagonal().sqrt()
         self.frame.copy_(sd)
-        if self.basis is not None:
-            self.basis.copy_(start.scale_tril)
         values, vectors = torch.linalg.eigh(covariance / sd / sd[:, None])
         rank = self.factor.shape[1]
         top, directions = values[-rank:], vectors[:, -rank:]
@@ -78,9 +76,8 @@ class LowRank(ContinuousGuide):
         factor: Tensor = self.factor
         if detach:
             offset, log_scale, factor = offset.detach(), log_scale.detach(), factor.detach()
-        step = self.frame * offset if self.basis is None else self.basis @ offset
         return dist.LowRankMultivariateNormal(
-            self.center + step,
+            self.center + moved(self.basis, offset),
             cov_factor=self.frame[:, None] * factor,
             cov_diag=(self.frame * log_scale.exp()).square(),
         )

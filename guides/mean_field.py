@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from ..inference.program import BoundData, Site
-from ..inference.start import DENSE_LIMIT, Start
-from .continuous import ContinuousGuide, Plates, prior_scale_values
+from ..inference.start import Start
+from .continuous import ContinuousGuide, Plates, first_basis, moved, prior_scale_values, set_basis
 from .path_derivative import PathDerivative
 
 
@@ -40,9 +40,7 @@ class MeanField(ContinuousGuide):
         center = prior_scale_values(self.program, self.space)
         self.register_buffer("center", center)
         self.register_buffer("frame", torch.full_like(center, init_scale))
-        # The means move in the start's own coordinates, where no direction is steeper than another; the scales stay diagonal.
-        dense = len(center) <= DENSE_LIMIT
-        self.register_buffer("basis", init_scale * torch.eye(len(center), dtype=center.dtype) if dense else None)
+        self.register_buffer("basis", first_basis(center, init_scale))
         self.offset = nn.Parameter(torch.zeros_like(center))
         self.log_scale = nn.Parameter(torch.zeros_like(center))
 
@@ -50,13 +48,11 @@ class MeanField(ContinuousGuide):
         """Means at the mode, sds from the precision's diagonal: what the best factorised normal has."""
         self.center.copy_(start.mean)
         self.frame.copy_(start.conditional_sd)
-        if self.basis is not None and start.scale_tril is not None:
-            self.basis.copy_(start.scale_tril)
+        set_basis(self.basis, start)
 
     def location(self) -> Tensor:
         """Means in unconstrained coordinates, (D,)."""
-        step = self.frame * self.offset if self.basis is None else self.basis @ self.offset
-        return self.center + step
+        return self.center + moved(self.basis, self.offset)
 
     def summary(self) -> Tensor:
         """Means in posterior sds and log scales, (2 D,): what must settle before the fit has converged."""

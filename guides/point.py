@@ -37,7 +37,7 @@ class Map(ContinuousGuide):
     def initialize(self, start: Start) -> None:
         """At the optimum, with steps in units of its curvature."""
         self.center.copy_(start.mean)
-        self.frame.copy_(start.conditional_sd.clamp(max=10.0))
+        self.frame.copy_(torch.ones_like(self.frame) if start.raw else start.conditional_sd.clamp(max=10.0))
 
     def forward(self, *args: Any, index: Tensor | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """Sets every continuous latent to its point."""

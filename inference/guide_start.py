@@ -16,12 +16,15 @@ from .owned import Owned
 from .start import Start, find_start
 
 
-def start_guide(owned: Owned, objective: Objective, full: Mapping[str, Any], restart: int) -> Start | None:
+def start_guide(
+    owned: Owned, objective: Objective, full: Mapping[str, Any], restart: int, *, mode: bool = True
+) -> Start | None:
     """Begins a guide where the log density has its mode; None for guides that take no start.
 
     Args:
         full: the keyword arguments of model and guide on all rows.
         restart: the first begins at the prior's centre, the others around it.
+        mode: whether the mode is wanted of models that say themselves where to begin, as networks do.
     """
     guide = owned.guide
     if isinstance(getattr(guide, "continuous", None), nn.Module):
@@ -29,6 +32,13 @@ def start_guide(owned: Owned, objective: Objective, full: Mapping[str, Any], res
     if not hasattr(guide, "initialize") or not hasattr(guide, "space"):
         return None
     space, program, model = guide.space, objective.program, owned.model
+    begin = getattr(model, "initial_values", None)
+    given: Start | None = None
+    if begin is not None:
+        given = _as_told(begin(restart), space)
+        if not mode:
+            guide.initialize(given)
+            return given
 
     def log_density(u: Tensor) -> Tensor:
         if objective.surrogate == "likelihood":
@@ -47,8 +57,8 @@ def start_guide(owned: Owned, objective: Objective, full: Mapping[str, Any], res
         result: Tensor = each(lambda v: log_density(v["u"]), {"u": points})
         return result
 
-    u = guide.center.detach().clone()
-    if restart:
+    u = guide.center.detach().clone() if given is None else given.mean
+    if restart and given is None:
         u = u + 2.0 * torch.rand_like(u) * torch.sign(torch.randn_like(u))
     with _frozen(owned):
         if not math.isfinite(float(log_density(u).detach())):
@@ -67,6 +77,13 @@ def start_guide(owned: Owned, objective: Objective, full: Mapping[str, Any], res
     if restart and objective.surrogate is None:
         guide.disperse()
     return start
+
+
+def _as_told(values: Mapping[str, tuple[Tensor, Tensor]], space: Any) -> Start:
+    """The start that a model asks for, in its latents' own units."""
+    mean = space.join({name: value for name, (value, _) in values.items()})
+    sd = torch.cat([values[name][1].reshape(-1) for name in space.sites])
+    return Start(mean, None, sd, (), False, "the fit began where the model says", raw=True)
 
 
 class _frozen:

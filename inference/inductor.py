@@ -134,7 +134,7 @@ def _unprobed_instructions() -> Iterator[None]:
         return
 
     class Avx512(cpu_vec_isa.VecAVX512):
-        def __bool__(self) -> bool:
+        def __bool__(self) -> bool:  # type: ignore[override]
             return True
 
     known = {"avx512": Avx512, "avx2": cpu_vec_isa.VecAVX2}

@@ -30,8 +30,9 @@ from .density import (
     site_factor,
     total,
 )
+from .layer_noise import AtTheMean, Flipout, LayerNoise, Layers, Local
 from .noise import Counting, FromRow, Row, kept_generators, vmap_random
-from .program import Program, is_point, sample_sites
+from .program import Fix, Program, is_point, sample_sites
 
 Estimator = Literal["monte_carlo", "analytic_kl", "importance_weighted"]
 Discrete = Literal["marginalize", "guide"]
@@ -48,6 +49,7 @@ class Objective:
             one) or `importance_weighted` (Burda et al. 2016: -log mean exp(log p - log q) over the particles).
         num_particles: draws a step.
         discrete: where discrete latents live: `marginalize` sums them out of the model, `guide` enumerates the guide's.
+        layer_noise: where the noise of a network's weights is drawn; see `layer_noise`.
         noisy_model: whether the model draws numbers of its own, as networks with dropout do; `count_noise` finds out.
         surrogate: `None` for a bound; `"joint"` (-log p(x, z), the posterior mode's loss) or `"likelihood"` (-log p(x | z)).
     """
@@ -60,6 +62,7 @@ class Objective:
     discrete: Discrete = "marginalize"
     surrogate: Literal["joint", "likelihood"] | None = None
     each: EachDraw = field(default_factory=EachDraw)
+    layer_noise: LayerNoise = "shared"
     noisy_model: bool = True
 
     def __call__(
@@ -104,6 +107,16 @@ class Objective:
         self.noisy_model = model.normals + model.uniforms > 0
         return guide.normals + model.normals, guide.uniforms + model.uniforms
 
+    def probe_layers(self, kwargs: Mapping[str, Any]) -> Layers | None:
+        """One run of guide and model, and what the layer noise met in it."""
+        with kept_generators(), torch.no_grad():
+            trace = self.guide_trace(kwargs)
+            layers = self.layers(trace)
+            if layers is not None:
+                with Fix(guide_values(trace)), layers:
+                    self.model(**kwargs)
+        return layers
+
     def _particles(self, kwargs: Mapping[str, Any], noise: Row | None, strict: bool) -> Parts:
         if self.each.vectorized is None:
             self._check_vectorized(kwargs)
@@ -139,6 +152,9 @@ class Objective:
 
     def guide_trace(self, kwargs: Mapping[str, Any]) -> poutine.Trace:
         """One run of the guide; with `discrete="guide"` its discrete sites hold their whole support."""
+        if self.at_the_mean:
+            with AtTheMean():
+                return poutine.trace(self.guide).get_trace(**kwargs)
         if self.discrete == "guide" and self.program.discrete:
             with Enumerate(self.program.discrete, self.program.max_plate_nesting):
                 return poutine.trace(self.guide).get_trace(**kwargs)
@@ -156,23 +172,50 @@ class Objective:
         with noise:
             return self._bound(kwargs, trace)
 
+    @property
+    def at_the_mean(self) -> bool:
+        """Whether the guide draws nothing: the noise is the layers', and the KL needs no draw."""
+        return self.layer_noise == "local" and (self.estimator == "analytic_kl" or self.surrogate == "likelihood")
+
+    def layers(self, trace: poutine.Trace) -> Layers | None:
+        """What replaces the layers that use the guide's draws, None where they stay as they are."""
+        if self.layer_noise == "shared":
+            return None
+        kind = Local if self.layer_noise == "local" else Flipout
+        return kind(trace, at_the_mean=self.at_the_mean)
+
+    def _layered(self, trace: poutine.Trace) -> Callable[..., Any]:
+        """The model with its layers replaced; log densities are taken outside."""
+        layers = self.layers(trace)
+        if layers is None:
+            return self.model
+
+        def model(**kwargs: Any) -> Any:
+            with layers:
+                return self.model(**kwargs)
+
+        return model
+
     def _bound(self, kwargs: Mapping[str, Any], trace: poutine.Trace) -> Parts:
         values = guide_values(trace)
+        model = self._layered(trace)
         if self.discrete == "guide" and self.program.discrete:
             return self._enumerated(kwargs, trace, values)
         if self.surrogate == "likelihood":
-            factors = model_factors(self.program, self.model, kwargs, values)
+            factors = model_factors(self.program, model, kwargs, values)
             likelihood = total(factor for factor in factors if factor.observed)
             return Parts(likelihood, torch.zeros_like(likelihood), torch.zeros_like(likelihood))
         if self.estimator == "analytic_kl":
-            return self._analytic(kwargs, trace, values)
-        factors = model_factors(self.program, self.model, kwargs, values)
+            return self._analytic(model, kwargs, trace, values)
+        factors = model_factors(self.program, model, kwargs, values)
         if self.surrogate is None:
             factors += [f.negative for f in guide_factors(trace)]
         return _parts(trace, factors)
 
-    def _analytic(self, kwargs: Mapping[str, Any], trace: poutine.Trace, values: dict[str, Tensor]) -> Parts:
-        prior = model_trace(self.model, kwargs, values)
+    def _analytic(
+        self, model: Callable[..., Any], kwargs: Mapping[str, Any], trace: poutine.Trace, values: dict[str, Tensor]
+    ) -> Parts:
+        prior = model_trace(model, kwargs, values)
         terms: list[Factor] = []
         for name, site in sample_sites(prior):
             factor = site_factor(name, site)

@@ -154,8 +154,12 @@ def describe(model: Callable[..., Any], data: BoundData) -> Program:
         ValueError: if a latent site is neither continuous nor enumerable, if the model has no latent site at all, or if it
             draws its own subsample around a latent site.
     """
+    # A model that says where to begin is described there: an improper prior has no draws.
+    begin = getattr(model, "initial_values", None)
     with quiet(seed=0), torch.no_grad():
-        trace = poutine.trace(model).get_trace(**data.bind(model))
+        values = {} if begin is None else {name: value for name, (value, _) in begin().items()}
+        with Fix(values):
+            trace = poutine.trace(model).get_trace(**data.bind(model))
     latents: dict[str, Site] = {}
     observed: dict[str, Site] = {}
     depth = 0

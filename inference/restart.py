@@ -18,6 +18,7 @@ from .compiled import Compiler, Mode
 from .convergence import Plan, Tail
 from .density import EachDraw, model_factors
 from .guide_start import start_guide
+from .layer_noise import LayerNoise
 from .noise import kept_generators
 from .objective import Discrete, Estimator, Objective, has_analytic_kl
 from .owned import Owned
@@ -25,11 +26,14 @@ from .program import Program, describe, is_point_estimate, sample_sites
 from .progress import progress_callback
 from .result import Run
 from .schedule import SCHEDULES, Schedule, constant, cosine, run_automatic, run_fixed
+from .start import Start
 from .tables import Tables
 from .training import Callback, History, Loop, NonFiniteError
 
 #: Step size of Adam where the number of steps is given and no optimiser is.
 DEFAULT_STEP = 0.02
+#: The same for models that say where to begin, networks: their weights move in their own units.
+NETWORK_STEP = 0.003
 #: Steps between two looks at held-out data.
 VALIDATION_EVERY = 50
 
@@ -48,6 +52,7 @@ class Settings:
     restarts: int
     seed: int
     guide_options: Mapping[str, Any]
+    layer_noise: LayerNoise | Literal["auto"] = "auto"
 
 
 def _has_auxiliary(trace: Any) -> bool:
@@ -89,8 +94,8 @@ class Restart:
         """Starts the guide and makes the loop, if there is anything left to train."""
         began = time.perf_counter()
         self.objective = self._objective()
-        self.start = None if self.streamed else start_guide(self.owned, self.objective, self.full, self.number)
-        start, settings = self.start, self.settings
+        start, settings = self._start(), self.settings
+        self.start = start
         self.history.seconds["start"] = time.perf_counter() - began
         mode_is_all = start is not None and self.objective.surrogate is not None and self.wishes.optimizer is None
         if mode_is_all and settings.steps is None and settings.batch_size is None:
@@ -105,6 +110,15 @@ class Restart:
         else:
             self._make_loop()
         self.seconds += time.perf_counter() - began
+
+    def _start(self) -> Start | None:
+        if self.streamed and not hasattr(self.owned.model, "initial_values"):
+            return None
+        # A network's mode is of interest only as an answer: it overfits, and a posterior is better begun small.
+        free = self.settings.steps is None and self.settings.batch_size is None and self.wishes.optimizer is None
+        trained = any(p.requires_grad for p in self.owned.parameters().values())
+        mode = not self.streamed and (not trained or (self.objective.surrogate is not None and free))
+        return start_guide(self.owned, self.objective, self.full, self.number, mode=mode)
 
     def train(self) -> None:
         """Runs the loop to its end.
@@ -169,11 +183,39 @@ class Restart:
                 f"loss='{settings.estimator}' is a bound on the evidence, and guide '{settings.guide}' is a point without a "
                 "density; leave out loss"
             )
-        if estimator == "monte_carlo" and hasattr(guide, "path_derivative"):
-            guide.path_derivative = True
-        return Objective(
+        objective = Objective(
             program, owned.model, guide, estimator, settings.num_particles, settings.discrete, surrogate, EachDraw()
         )
+        objective.layer_noise = self._layer_noise(objective)
+        if estimator == "monte_carlo" and hasattr(guide, "path_derivative") and objective.layer_noise == "shared":
+            guide.path_derivative = True
+        return objective
+
+    def _layer_noise(self, objective: Objective) -> LayerNoise:
+        """Where a network's noise is drawn; unless it was asked for, in the layers wherever that changes nothing but the variance."""
+        wanted = self.settings.layer_noise
+        if wanted == "shared" or (wanted == "auto" and not getattr(self.owned.guide, "factorized", False)):
+            return "shared"
+        choice: LayerNoise = "local" if wanted == "auto" else wanted
+        objective.layer_noise = choice
+        batch = self.full if self.settings.batch_size is None else self.data.batch(torch.arange(2), self.owned.model)
+        try:
+            met = objective.probe_layers(batch)
+        except ValueError:
+            if wanted == "auto":
+                return "shared"
+            raise
+        assert met is not None
+        if wanted == "auto":
+            exact = all(hasattr(q, "per_example") for q in met.q.values())
+            return "local" if met.used and (exact or not met.places) else "shared"
+        if not met.used:
+            raise ValueError(
+                f"estimator='{wanted}' draws the noise of weights in the layers that use them, and guide "
+                f"'{self.settings.guide or 'given'}' draws no independent normals that enter a linear layer or a convolution; use "
+                "estimator='shared', or guide 'mean_field'"
+            )
+        return choice
 
     def _check_guide(self, trace: Any) -> Literal["joint", "likelihood"] | None:
         """The guide's sites against the model's; returns the surrogate that a point guide stands for."""
@@ -210,9 +252,13 @@ class Restart:
             history.converged = self.start is None
             history.stop_reason = "the guide has no parameters to train"
             return
-        scale_free = hasattr(owned.guide, "summary") and self.start is not None and all(n.startswith("guide.") for n in named)
+        start = self.start
+        begun = start is not None and not start.raw
+        scale_free = hasattr(owned.guide, "summary") and begun and all(n.startswith("guide.") for n in named)
         automatic, plan = settings.steps is None, wishes.plan
         rate = plan.first_step if automatic and scale_free else DEFAULT_STEP
+        if start is not None and start.raw:
+            rate = NETWORK_STEP
         # Near an optimum that the family reaches, Adam divides small gradients by eps: the step must not outgrow the curvature (1).
         self.make_optimizer, own_rate = _optimizer(wishes.optimizer, rate, 0.04 if scale_free else 1e-8)
         if automatic and (wishes.optimizer is not None or not scale_free):

@@ -13,6 +13,7 @@ from torch import nn
 
 from .compiled import Mode
 from .convergence import Plan
+from .layer_noise import LAYER_NOISES, LayerNoise
 from .objective import ESTIMATORS, Discrete, Estimator
 from .owned import GuideBuilder, own
 from .progress import progress_callback
@@ -35,6 +36,7 @@ def fit(
     epochs: int | None = None,
     batch_size: int | None = None,
     num_particles: int | None = None,
+    estimator: LayerNoise | Literal["auto"] = "auto",
     schedule: str | Schedule | None = None,
     clip_norm: float | None = None,
     kl_weight: float | Schedule | None = None,
@@ -55,7 +57,7 @@ def fit(
     Args:
         guide: a builder `(model, data) -> guide`, or a ready guide (a module, or a function with the model's arguments).
     """
-    _check_numbers(steps, epochs, batch_size, num_particles, clip_norm, restarts, loss, discrete, kl_weight, compile)
+    _check_numbers(steps, epochs, batch_size, num_particles, clip_norm, restarts, loss, discrete, kl_weight, compile, estimator)
     device = resolve_device(device)
     began = time.perf_counter()
     check = getattr(model, "check", None)
@@ -79,6 +81,7 @@ def fit(
         restarts,
         seed,
         dict(guide_options or {}),
+        estimator,
     )
     wishes = Wishes(optimizer, schedule, callbacks, progress, validation, compile, plan or Plan(), kl_weight)
 
@@ -185,6 +188,7 @@ def _check_numbers(
     discrete: str,
     kl_weight: float | Schedule | None,
     compile: Mode,
+    estimator: str,
 ) -> None:
     if steps is not None and epochs is not None:
         raise ValueError("pass either steps or epochs, not both")
@@ -205,5 +209,7 @@ def _check_numbers(
         raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
     if loss not in (*ESTIMATORS, "auto"):
         raise ValueError(f"unknown loss '{loss}'; choose 'auto', {', '.join(repr(e) for e in ESTIMATORS)}")
+    if estimator not in (*LAYER_NOISES, "auto"):
+        raise ValueError(f"unknown estimator '{estimator}'; choose 'auto', {', '.join(repr(e) for e in LAYER_NOISES)}")
     if discrete not in ("marginalize", "guide"):
         raise ValueError(f"discrete must be 'marginalize' or 'guide', got {discrete!r}")

@@ -35,6 +35,7 @@ class Start:
         converged: whether the climb ended in a point with no gradient left.
         note: one sentence when it did not.
         elbo: ELBO of this Gaussian in nats, from a few draws; only set where several starts were compared.
+        raw: whether nothing is known of the posterior's scale: means then move in the latents' own units.
     """
 
     mean: Tensor
@@ -44,6 +45,7 @@ class Start:
     converged: bool
     note: str = ""
     elbo: float = math.nan
+    raw: bool = False
 
 
 def climb(log_density: LogDensity, u: Tensor, *, max_iterations: int = 300) -> tuple[list[Tensor], list[float]]:

@@ -3,8 +3,10 @@
 if __name__ != "bayeszoo.models":
     raise ImportError("this folder is the package bayeszoo.models: write 'import bayeszoo.models', not 'import models'")
 
+from . import networks, weight_priors
+from .bayesian_nn import BayesianNN
 from .coin_flip import CoinFlip
 from .hierarchical_coin import HierarchicalCoin
 from .linear_regression import BayesianLinearRegression
 
-__all__ = ["BayesianLinearRegression", "CoinFlip", "HierarchicalCoin"]
+__all__ = ["BayesianLinearRegression", "BayesianNN", "CoinFlip", "HierarchicalCoin", "networks", "weight_priors"]

@@ -27,6 +27,7 @@ def fit(
     epochs: int | None = None,
     batch_size: int | None = None,
     num_particles: int = 1,
+    estimator: Literal["auto", "shared", "local", "flipout"] = "auto",
     schedule: str | Callable[[int, int], float] | None = None,
     clip_norm: float | None = None,
     kl_weight: float | Callable[[int, int], float] | None = None,
@@ -59,6 +60,9 @@ def fit(
         epochs: the same, in passes over the data.
         batch_size: rows a step; None takes all. Losses are of the whole data set either way, in nats.
         num_particles: draws a step, run as one batch where the model allows.
+        estimator: where the noise of a network's weights is drawn: one draw for the batch (`shared`), in the activations of each
+            example (`local`), or with signs of its own for each example (`flipout`); `auto` takes `local` where that changes
+            nothing but the gradient's variance: factorised guides, fully connected layers.
         schedule: learning rate over the given steps: `constant`, `cosine`, `linear` or `(step, steps) -> factor`.
         clip_norm: greatest global norm of the gradient.
         kl_weight: what multiplies the KL term in the gradient, a number or `(step, steps) -> weight` for annealing; reported
@@ -101,7 +105,7 @@ def fit(
         raise ValueError("guide_options are for a family's name; give them to the builder or guide yourself")
     return inference.fit(
         model, data, builder, guide_name=name, loss=loss, optimizer=optimizer, steps=steps, epochs=epochs,
-        batch_size=batch_size, num_particles=num_particles, schedule=schedule, clip_norm=clip_norm,
+        batch_size=batch_size, num_particles=num_particles, estimator=estimator, schedule=schedule, clip_norm=clip_norm,
         kl_weight=kl_weight, restarts=restarts, seed=seed,
         discrete=discrete, device=device, dtype=dtype, validation=validation, callbacks=callbacks, progress=progress,
         compile=compile, guide_options=options,
