@@ -7,6 +7,8 @@ if __name__ != "bayeszoo.guides":
     raise ImportError("this folder is the package bayeszoo.guides: write 'import bayeszoo.guides', not 'import guides'")
 
 from .beta import BetaGuide
+from .dropout import ConcreteDropout, DropConnect, McDropout
+from .ensemble import Ensemble
 from .exact import Exact
 from .flow import InverseAutoregressive, SplineFlow
 from .full_rank import FullRank, Laplace
@@ -15,19 +17,26 @@ from .mean_field import MeanField
 from .point import Map, Mle
 from .registry import FAMILIES, Family, available, build, get
 from .structured import Structured
+from .variational_dropout import GaussianDropout, SparseVariationalDropout
 
 __all__ = [
     "FAMILIES",
     "BetaGuide",
+    "ConcreteDropout",
+    "DropConnect",
+    "Ensemble",
     "Exact",
     "Family",
     "FullRank",
+    "GaussianDropout",
     "InverseAutoregressive",
     "Laplace",
     "LowRank",
     "Map",
+    "McDropout",
     "MeanField",
     "Mle",
+    "SparseVariationalDropout",
     "SplineFlow",
     "Structured",
     "available",

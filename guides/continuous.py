@@ -98,6 +98,25 @@ class ContinuousGuide(PyroModule):
             )
 
 
+def is_real(site: Site) -> bool:
+    """Whether a site's values are their own unconstrained coordinates."""
+    support = site.support
+    while isinstance(support, torch.distributions.constraints.independent):
+        support = support.base_constraint
+    return support in (torch.distributions.constraints.real, torch.distributions.constraints.real_vector)
+
+
+def normal_in(site: Site, loc: Tensor, scale: Tensor) -> Any:
+    """q of one site in its own support, a normal in unconstrained coordinates; `loc` and `scale` have their shape."""
+    transform = torch.distributions.biject_to(site.support)
+    base = dist.Normal(loc, scale)
+    if is_real(site):
+        return base.to_event(site.event_dim)
+    depth = transform.domain.event_dim
+    fn = dist.TransformedDistribution(base.to_event(depth), [transform])
+    return fn.to_event(site.event_dim - transform.codomain.event_dim)
+
+
 def first_basis(center: Tensor, scale: float) -> Tensor:
     """The coordinates in which means move before the start is known: a matrix (D, D), or its diagonal (D,) above `DENSE_LIMIT`.
 

@@ -10,14 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import biject_to
 
-from ..inference.program import BoundData, Site
+from ..inference.program import BoundData
 from ..inference.start import Start
-from .continuous import ContinuousGuide, Plates, first_basis, moved, prior_scale_values, set_basis
+from .continuous import ContinuousGuide, Plates, first_basis, is_real, moved, normal_in, prior_scale_values, set_basis
 from .path_derivative import PathDerivative
 
 
@@ -58,18 +56,14 @@ class MeanField(ContinuousGuide):
         """Means in posterior sds and log scales, (2 D,): what must settle before the fit has converged."""
         return torch.cat([self.offset, self.log_scale])
 
+    def factorized_moments(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and sd of every real-valued latent by site, detached."""
+        loc, scale = self.space.split(self.location()), self.space.split(self.frame * self.log_scale.exp())
+        real = [n for n, site in self.space.sites.items() if self.space.shapes[n] == site.shape and is_real(site)]
+        return {name: (loc[name].detach(), scale[name].detach()) for name in real}
+
     def _widen(self, factor: float) -> None:
         self.log_scale.add_(math.log(factor))
-
-    def site_distribution(self, site: Site, loc: Tensor, scale: Tensor) -> Any:
-        """q of one site in its own support; `loc` and `scale` have the site's unconstrained shape."""
-        transform = biject_to(site.support)
-        base = dist.Normal(loc, scale)
-        if site.support is torch.distributions.constraints.real or _is_real(site):
-            return base.to_event(site.event_dim)
-        depth = transform.domain.event_dim
-        fn = dist.TransformedDistribution(base.to_event(depth), [transform])
-        return fn.to_event(site.event_dim - transform.codomain.event_dim)
 
     def forward(self, *args: Any, index: Tensor | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """Draws every continuous latent."""
@@ -79,16 +73,9 @@ class MeanField(ContinuousGuide):
         values = {}
         for name, site in self.space.sites.items():
             m, s = plates.rows(site, loc[name]), plates.rows(site, scale[name])
-            fn = self.site_distribution(site, m, s)
+            fn = normal_in(site, m, s)
             if self.path_derivative:
-                fn = PathDerivative(fn, self.site_distribution(site, m.detach(), s.detach()))
+                fn = PathDerivative(fn, normal_in(site, m.detach(), s.detach()))
             with plates.around(site):
                 values[name] = pyro.sample(name, fn)
         return values
-
-
-def _is_real(site: Site) -> bool:
-    support = site.support
-    while isinstance(support, torch.distributions.constraints.independent):
-        support = support.base_constraint
-    return support in (torch.distributions.constraints.real, torch.distributions.constraints.real_vector)

@@ -10,6 +10,8 @@ from typing import Any
 from ..inference.program import BoundData, describe
 from .beta import BetaGuide
 from .discrete import DiscreteGuide
+from .dropout import ConcreteDropout, DropConnect, McDropout
+from .ensemble import Ensemble
 from .exact import Exact
 from .flow import InverseAutoregressive, SplineFlow
 from .full_rank import FullRank, Laplace
@@ -17,6 +19,7 @@ from .low_rank import LowRank
 from .mean_field import MeanField
 from .point import Map, Mle
 from .structured import Structured
+from .variational_dropout import GaussianDropout, SparseVariationalDropout
 
 type GuideBuilder = Callable[..., Any]
 
@@ -48,6 +51,12 @@ _BUILDERS: tuple[tuple[Any, str], ...] = (
     (Structured, "full rank over the shared latents, and each observation's latents given them"),
     (InverseAutoregressive, "an inverse autoregressive flow"),
     (SplineFlow, "a neural spline flow"),
+    (McDropout, "networks: inputs of layers dropped at a fixed rate; the masks are the latents"),
+    (DropConnect, "networks: single weights dropped at a fixed rate"),
+    (ConcreteDropout, "networks: dropout whose rates are learned"),
+    (GaussianDropout, "networks: multiplicative normal noise of learned size, under the log-uniform prior"),
+    (SparseVariationalDropout, "networks: a noise of its own for each weight, under the log-uniform prior; prunes"),
+    (Ensemble, "several modes from different starts, trained as one"),
     (BetaGuide, "independent Beta distributions for latents in (0, 1)"),
 )
 

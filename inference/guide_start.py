@@ -36,6 +36,10 @@ def start_guide(
     given: Start | None = None
     if begin is not None:
         given = _as_told(begin(restart), space)
+        members = getattr(guide, "members", None)
+        if members is not None:
+            guide.initialize_members([_as_told(begin(restart * members + k), space) for k in range(members)])
+            return given
         if not mode:
             guide.initialize(given)
             return given

@@ -50,6 +50,7 @@ class Objective:
         num_particles: draws a step.
         discrete: where discrete latents live: `marginalize` sums them out of the model, `guide` enumerates the guide's.
         layer_noise: where the noise of a network's weights is drawn; see `layer_noise`.
+        at_the_mean: whether the guide draws nothing then, because the noise is the layers' and the KL needs no draw.
         noisy_model: whether the model draws numbers of its own, as networks with dropout do; `count_noise` finds out.
         surrogate: `None` for a bound; `"joint"` (-log p(x, z), the posterior mode's loss) or `"likelihood"` (-log p(x | z)).
     """
@@ -63,6 +64,7 @@ class Objective:
     surrogate: Literal["joint", "likelihood"] | None = None
     each: EachDraw = field(default_factory=EachDraw)
     layer_noise: LayerNoise = "shared"
+    at_the_mean: bool = False
     noisy_model: bool = True
 
     def __call__(
@@ -79,7 +81,10 @@ class Objective:
         Returns:
             The tensor to differentiate and the value to report: both scalars, equal but for score-function terms.
         """
-        if self.num_particles == 1:
+        members = getattr(self.guide, "members", None)
+        if members is not None:
+            parts = self._members(kwargs, noise, strict, members)
+        elif self.num_particles == 1:
             row = None if noise is None else Row(noise.normal[0], noise.uniform[0])
             parts = self._particle(kwargs, row, strict)
         else:
@@ -95,6 +100,8 @@ class Objective:
             value = bound.mean()
             weighted = bound if kl_weight is None else likelihood - kl_weight.to(kl.dtype) * kl
             surrogate = weighted.mean() + (weighted.detach() * score).mean()
+            if members is not None:
+                surrogate = weighted.sum()  # each member trains as if it were alone
         return -surrogate, -value
 
     def count_noise(self, kwargs: Mapping[str, Any]) -> tuple[int, int]:
@@ -106,6 +113,26 @@ class Objective:
                 self._bound(kwargs, trace)
         self.noisy_model = model.normals + model.uniforms > 0
         return guide.normals + model.normals, guide.uniforms + model.uniforms
+
+    def _members(self, kwargs: Mapping[str, Any], noise: Row | None, strict: bool, members: int) -> Parts:
+        """The bound of each member of an ensemble; a model's own noise is the same for all."""
+        row = None if noise is None else Row(noise.normal[0], noise.uniform[0])
+        some = next(iter(v for v in kwargs.values() if isinstance(v, Tensor)), torch.zeros(()))
+
+        def one(number: Tensor) -> tuple[Tensor, ...]:
+            with self.guide.as_member(number):  # type: ignore[attr-defined]
+                return tuple(self._particle(kwargs, row, strict))
+
+        numbers = torch.arange(members, device=some.device)
+        if self.each.vectorized is None:
+            try:
+                vmap_random(one, numbers)
+                self.each.vectorized = True
+            except Exception as error:  # a model that cannot be mapped is looped over instead
+                self.each.vectorized, self.each.reason = False, f"{type(error).__name__}: {error}"
+        if self.each.vectorized:
+            return Parts(*vmap_random(one, numbers))
+        return Parts(*(torch.stack(part) for part in zip(*(one(number) for number in numbers), strict=True)))
 
     def probe_layers(self, kwargs: Mapping[str, Any]) -> Layers | None:
         """One run of guide and model, and what the layer noise met in it."""
@@ -172,11 +199,6 @@ class Objective:
         with noise:
             return self._bound(kwargs, trace)
 
-    @property
-    def at_the_mean(self) -> bool:
-        """Whether the guide draws nothing: the noise is the layers', and the KL needs no draw."""
-        return self.layer_noise == "local" and (self.estimator == "analytic_kl" or self.surrogate == "likelihood")
-
     def layers(self, trace: poutine.Trace) -> Layers | None:
         """What replaces the layers that use the guide's draws, None where they stay as they are."""
         if self.layer_noise == "shared":
@@ -204,7 +226,9 @@ class Objective:
         if self.surrogate == "likelihood":
             factors = model_factors(self.program, model, kwargs, values)
             likelihood = total(factor for factor in factors if factor.observed)
-            return Parts(likelihood, torch.zeros_like(likelihood), torch.zeros_like(likelihood))
+            penalty = getattr(self.guide, "penalty", None)
+            kl = torch.zeros_like(likelihood) if penalty is None else penalty()
+            return Parts(likelihood, kl, torch.zeros_like(likelihood))
         if self.estimator == "analytic_kl":
             return self._analytic(model, kwargs, trace, values)
         factors = model_factors(self.program, model, kwargs, values)
@@ -301,16 +325,19 @@ def _kl(q: Any, p: Any) -> Tensor | None:
     return kl if kl.shape == q.batch_shape else None
 
 
-def has_analytic_kl(program: Program, model: Callable[..., Any], guide: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether every latent site of the guide has a closed-form KL to its prior."""
+def analytic_kls(
+    program: Program, model: Callable[..., Any], guide: Callable[..., Any], kwargs: Mapping[str, Any]
+) -> dict[str, bool]:
+    """For each continuous latent, whether the guide's site has a closed-form KL to its prior; empty with discrete latents."""
     if program.discrete:
-        return False
+        return {}
     with torch.no_grad():
         trace = poutine.trace(guide).get_trace(**kwargs)
         prior = model_trace(model, kwargs, guide_values(trace))
-    return all(
-        name in trace.nodes and _kl(trace.nodes[name]["fn"], prior.nodes[name]["fn"]) is not None for name in program.continuous
-    )
+    return {
+        name: name in trace.nodes and _kl(trace.nodes[name]["fn"], prior.nodes[name]["fn"]) is not None
+        for name in program.continuous
+    }
 
 
 def _parameters(guide: Callable[..., Any]) -> list[torch.nn.Parameter]:

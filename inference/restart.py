@@ -18,9 +18,9 @@ from .compiled import Compiler, Mode
 from .convergence import Plan, Tail
 from .density import EachDraw, model_factors
 from .guide_start import start_guide
-from .layer_noise import LayerNoise
+from .layer_noise import LayerNoise, by_layer
 from .noise import kept_generators
-from .objective import Discrete, Estimator, Objective, has_analytic_kl
+from .objective import Discrete, Estimator, Objective, analytic_kls
 from .owned import Owned
 from .program import Program, describe, is_point_estimate, sample_sites
 from .progress import progress_callback
@@ -175,9 +175,17 @@ class Restart:
         trace = poutine.trace(guide).get_trace(**self.full)
         surrogate = self._check_guide(trace)
         estimator = settings.estimator
+        closed: dict[str, bool] = {}
+        if getattr(guide, "factorized", False) and surrogate is None:
+            closed = analytic_kls(program, owned.model, guide, self.full)
         if estimator is None:
-            analytic = getattr(guide, "factorized", False) and has_analytic_kl(program, owned.model, guide, self.full)
-            estimator = "analytic_kl" if analytic else "monte_carlo"
+            # In a network the weights decide; a noise scale may keep its Monte Carlo term.
+            matter = (
+                [n for n in closed if by_layer(trace.nodes[n]["fn"])]
+                if hasattr(owned.model, "initial_values")
+                else list(closed)
+            )
+            estimator = "analytic_kl" if matter and all(closed[n] for n in matter) else "monte_carlo"
         if surrogate is not None and settings.estimator is not None:
             raise ValueError(
                 f"loss='{settings.estimator}' is a bound on the evidence, and guide '{settings.guide}' is a point without a "
@@ -186,18 +194,21 @@ class Restart:
         objective = Objective(
             program, owned.model, guide, estimator, settings.num_particles, settings.discrete, surrogate, EachDraw()
         )
-        objective.layer_noise = self._layer_noise(objective)
+        drawn_by_layer = [n for n in program.continuous if n in trace.nodes and by_layer(trace.nodes[n]["fn"])]
+        exact = estimator == "analytic_kl" and all(closed.get(n, False) for n in drawn_by_layer)
+        objective.layer_noise = self._layer_noise(objective, exact or surrogate == "likelihood")
+        objective.at_the_mean = objective.layer_noise == "local" and (exact or surrogate == "likelihood")
         if estimator == "monte_carlo" and hasattr(guide, "path_derivative") and objective.layer_noise == "shared":
             guide.path_derivative = True
         return objective
 
-    def _layer_noise(self, objective: Objective) -> LayerNoise:
+    def _layer_noise(self, objective: Objective, without_draws: bool) -> LayerNoise:
         """Where a network's noise is drawn; unless it was asked for, in the layers wherever that changes nothing but the variance."""
         wanted = self.settings.layer_noise
         if wanted == "shared" or (wanted == "auto" and not getattr(self.owned.guide, "factorized", False)):
             return "shared"
         choice: LayerNoise = "local" if wanted == "auto" else wanted
-        objective.layer_noise = choice
+        objective.layer_noise, objective.at_the_mean = choice, choice == "local" and without_draws
         batch = self.full if self.settings.batch_size is None else self.data.batch(torch.arange(2), self.owned.model)
         try:
             met = objective.probe_layers(batch)
@@ -326,9 +337,12 @@ class Restart:
 
     def _kl_weight(self) -> Callable[[int], float] | None:
         weight, steps = self.wishes.kl_weight, self.settings.steps
+        if weight is None and steps is not None:
+            weight = getattr(self.owned.guide, "kl_weight", None)
         if weight is None or (not callable(weight) and weight == 1.0):
             return None
-        if self.objective.surrogate is not None or self.objective.estimator == "importance_weighted":
+        penalized = hasattr(self.owned.guide, "penalty")
+        if (self.objective.surrogate is not None and not penalized) or self.objective.estimator == "importance_weighted":
             kind = "an importance-weighted bound" if self.objective.surrogate is None else "a point estimate"
             raise ValueError(f"kl_weight is for an ELBO, and {kind} has no KL term to weight; leave it out")
         if not callable(weight):

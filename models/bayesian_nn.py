@@ -46,6 +46,8 @@ class BayesianNN(PyroModule):
         prior: `normal`, `laplace`, `scale_mixture`, `log_uniform`, or an object of `bz.models.weight_priors`.
         bayesian: which layers have latent weights: `all`, `last`, names of layers, or a filter `(name, layer) -> bool`. The
             weights of the others are parameters.
+        biases: whether the biases of these layers are latent, too, or parameters; None makes them latent, except under the
+            log-uniform prior, which would prune them (Molchanov et al. 2017 leave them out as well).
         freeze: whether those parameters keep their values; otherwise they are trained with the guide.
         init: where fits begin: at the network's own weights (`net`; further restarts draw new ones as its layers do) or at
             draws from the `prior`.
@@ -62,6 +64,7 @@ class BayesianNN(PyroModule):
         likelihood: str = "categorical",
         prior: str | WeightPrior = "normal",
         bayesian: str | Sequence[str] | LayerFilter = "all",
+        biases: bool | None = None,
         freeze: bool = False,
         init: str = "net",
         noise_scale: float | Tensor | None = None,
@@ -77,8 +80,9 @@ class BayesianNN(PyroModule):
         self.net = copy.deepcopy(net)
         self.sites: dict[str, int] = {}
         self.bayesian_layers = _chosen(self.net, bayesian)
+        latent = ("weight", "bias") if biases or (biases is None and not isinstance(self.prior, LogUniform)) else ("weight",)
         for name in self.bayesian_layers:
-            self._make_latent(name)
+            self._make_latent(name, latent)
         if freeze:
             self.net.requires_grad_(False)
         self.net.eval()
@@ -88,12 +92,12 @@ class BayesianNN(PyroModule):
         self.register_buffer("noise_scale", known)
         self.register_buffer("noise_prior_scale", settings.positive("noise_prior_scale", noise_prior_scale))
 
-    def _make_latent(self, name: str) -> None:
+    def _make_latent(self, name: str, latent: Sequence[str]) -> None:
         """Turns the parameters of one layer into sites; what they were is kept as buffers, to begin at."""
         layer = self.net.get_submodule(name)
         fan_in = layer.weight[0].numel()  # type: ignore[index, union-attr]
         for part, parameter in list(layer._parameters.items()):
-            if parameter is None:
+            if parameter is None or part not in latent:
                 continue
             delattr(layer, part)
             layer.register_buffer(part, parameter.detach().clone())

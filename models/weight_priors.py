@@ -130,7 +130,9 @@ def weight_prior(prior: str | WeightPrior) -> WeightPrior:
 
 
 class LogUniformDistribution(dist.TorchDistribution):
-    """The improper density 1 / |w| over the real numbers, up to a constant that nothing fixes.
+    """The improper density 1 / |w| over the real numbers.
+
+    Nothing fixes its constant. It is chosen such that the KL of N(0, sigma^2) to it is zero, as Molchanov et al. 2017 do.
 
     Args:
         like: a tensor of the wanted batch shape, precision and device.
@@ -138,6 +140,8 @@ class LogUniformDistribution(dist.TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
     support = constraints.real
+    #: No draw, no evidence: what a bound would be compared with does not exist.
+    improper = True
 
     def __init__(self, like: Tensor, validate_args: bool | None = None) -> None:
         self.like = like
@@ -148,8 +152,8 @@ class LogUniformDistribution(dist.TorchDistribution):
         return LogUniformDistribution(self.like.expand(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return -log |w|."""
-        return -value.abs().log()
+        """Return -log |w| - 2.0541 in nats."""
+        return -value.abs().log() - _CONSTANT
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Raise ValueError: nothing can be drawn from an improper density."""
@@ -167,6 +171,9 @@ class LogUniformDistribution(dist.TorchDistribution):
 # Molchanov, Ashukha, Vetrov 2017, equation 14: a fit to the KL that is within 0.009 nats a weight for every alpha.
 _K1, _K2, _K3 = 0.63576, 1.8732, 1.48695
 
+# Entropy of N(0, 1) minus E log |N(0, 1)|, that is (log(2 pi) + 1) / 2 + (Euler's constant + log 2) / 2.
+_CONSTANT = (math.log(2 * math.pi) + 1) / 2 + (0.5772156649015329 + math.log(2)) / 2
+
 
 def log_uniform_kl(log_alpha: Tensor) -> Tensor:
     """Return KL(N(theta, alpha theta^2) || log-uniform) in nats, elementwise, zero where alpha is infinite.
@@ -179,8 +186,11 @@ def log_uniform_kl(log_alpha: Tensor) -> Tensor:
 
 @register_kl(dist.Normal, LogUniformDistribution)
 def _normal_log_uniform(q: dist.Normal, p: LogUniformDistribution) -> Tensor:
-    # A mean of exactly zero has log alpha = infinity in the limit; the smallest square keeps its gradient finite.
-    log_alpha = 2 * q.scale.log() - torch.log(q.loc.square() + 1e-16)
+    # Guides that have log alpha as a parameter say so: taken from the two moments it would lose digits.
+    log_alpha = getattr(q, "log_alpha", None)
+    if log_alpha is None:
+        # A mean of exactly zero has log alpha = infinity in the limit; the smallest square keeps its gradient finite.
+        log_alpha = 2 * q.scale.log() - torch.log(q.loc.square() + 1e-16)
     return log_uniform_kl(log_alpha)
 
 

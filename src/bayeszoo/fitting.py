@@ -118,6 +118,8 @@ def matching_guide(model: Callable[..., Any], data: Any) -> str:
     if entry is not None and entry.guide in guides.available(model, data):
         return entry.guide
     program = describe(model, data)
+    if hasattr(model, "initial_values"):  # a network's weights: too many and too little correlated for a covariance
+        return "mean_field"
     names = guides.available(model, data)
     if program.local and "structured" in names:
         return "structured"

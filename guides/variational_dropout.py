@@ -1,0 +1,159 @@
+"""Gaussian dropout with learned noise, and sparse variational dropout: q(w) = N(theta, alpha theta^2).
+
+By the central limit theorem a sum of many dropped inputs is nearly normal with the variance of this q at
+alpha = p / (1 - p): the lecture's step from a discrete to a continuous model, which makes alpha learnable. Under the
+log-uniform prior 1 / |w| the KL depends on alpha alone and falls with it, so noise grows wherever the data allow.
+
+    -KL = k1 sigmoid(k2 + k3 log alpha) - 0.5 log(1 + 1 / alpha) - k1,   k = 0.63576, 1.8732, 1.48695
+
+The prior is improper: the loss is the negative ELBO up to a constant that nothing fixes, and is called a surrogate.
+Kingma, Salimans, Welling 2015; Molchanov, Ashukha, Vetrov 2017 (the formula is its equation 14).
+Lecture: "Dropout as a Bayesian Procedure", "Sparse Bayesian Neural Networks".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ..inference.program import BoundData, Site
+from .continuous import normal_in
+from .weights import WeightGuide
+
+
+class _LogUniformFamily(WeightGuide):
+    """What both share: the prior that they are tied to, biases and noise scales as normals in unconstrained coordinates."""
+
+    objective = "surrogate"
+    improper = True
+    loss_name = "negative ELBO up to the constant of the log-uniform prior"
+
+    def __init__(self, model: Callable[..., Any], data: BoundData, *, init_log_variance: float) -> None:
+        super().__init__(model, data)
+        self.require_prior("log_uniform", "has the KL to the log-uniform prior in closed form")
+        size = sum(self.space.shapes[name].numel() for name in self.others)
+        self.other_log_variance = nn.Parameter(torch.full((size,), init_log_variance, dtype=self.theta.dtype))
+
+    @property
+    def others(self) -> list[str]:
+        """Latents that are no weight matrices."""
+        return [name for name in self.space.sites if name not in self.weights]
+
+    def other_site(self, name: str, site: Site, theta: Tensor) -> Any:
+        """A normal in unconstrained coordinates."""
+        sizes = [self.space.shapes[n].numel() for n in self.others]
+        part = self.other_log_variance.split(sizes)[self.others.index(name)]
+        return normal_in(site, theta, (part.reshape(theta.shape) / 2).exp())
+
+    def log_alpha(self) -> dict[str, Tensor]:
+        """log alpha of every weight by site, detached: above 3 a weight is noise (a dropout rate of 0.95)."""
+        raise NotImplementedError
+
+    def factorized_moments(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and sd of every layer's weights by site, detached."""
+        points = self.points()
+        alpha = self.log_alpha()
+        return {name: (points[name].detach(), (alpha[name] / 2).exp() * points[name].detach().abs()) for name in self.weights}
+
+
+class GaussianDropout(_LogUniformFamily):
+    """w = theta (1 + sqrt(alpha) e) with one learned alpha a layer, unit or weight.
+
+    Args:
+        rate: the dropout rate where alpha = rate / (1 - rate) begins.
+        share: what has an alpha of its own: each `layer`, each input `unit` of a layer, or each `weight`.
+    """
+
+    family = "gaussian_dropout"
+
+    def __init__(self, model: Callable[..., Any], data: BoundData, *, rate: float = 0.2, share: str = "layer") -> None:
+        super().__init__(model, data, init_log_variance=-8.0)
+        if not 0 < rate < 1:
+            raise ValueError(f"rate is the probability of a zero where the noise begins, between 0 and 1, got {rate}")
+        if share not in _SHARES:
+            raise ValueError(f"share says what has an alpha of its own: {', '.join(_SHARES)}; got {share!r}")
+        self.alpha_shapes = {name: _SHARES[share](self.space.shapes[name]) for name in self.weights}
+        size = sum(shape.numel() for shape in self.alpha_shapes.values())
+        self.log_alphas = nn.Parameter(torch.full((size,), math.log(rate / (1 - rate)), dtype=self.theta.dtype))
+
+    def _alphas(self) -> dict[str, Tensor]:
+        parts = self.log_alphas.split([shape.numel() for shape in self.alpha_shapes.values()])
+        return {name: part.reshape(self.alpha_shapes[name]) for name, part in zip(self.weights, parts, strict=True)}
+
+    def weight_distribution(self, name: str, theta: Tensor) -> Any:
+        """N(theta, alpha theta^2)."""
+        return _Multiplied(theta, self._alphas()[name])
+
+    def log_alpha(self) -> dict[str, Tensor]:
+        """log alpha of every weight by site, detached."""
+        return {name: alpha.detach().expand(self.space.shapes[name]) for name, alpha in self._alphas().items()}
+
+
+def _one(shape: torch.Size) -> torch.Size:
+    return torch.Size([1] * len(shape))
+
+
+def _inputs(shape: torch.Size) -> torch.Size:
+    return torch.Size([1, shape[1], *[1] * (len(shape) - 2)])
+
+
+_SHARES: dict[str, Callable[[torch.Size], torch.Size]] = {"layer": _one, "unit": _inputs, "weight": torch.Size}
+
+
+class _Multiplied(dist.Normal):
+    """N(theta, alpha theta^2), whose KL to the log-uniform prior takes log alpha as it is, not from the two moments."""
+
+    def __init__(self, theta: Tensor, log_alpha: Tensor) -> None:
+        self.log_alpha = log_alpha.expand(theta.shape)
+        # The smallest sd keeps the density of a weight at zero finite.
+        super().__init__(theta, (log_alpha / 2).exp() * theta.abs() + 1e-12, validate_args=False)
+
+
+class SparseVariationalDropout(_LogUniformFamily):
+    """Additive form w = theta + sigma e, with log alpha = log sigma^2 - log theta^2: its gradients have less noise.
+
+    Weights whose log alpha ends above 3 are noise; `fit.sparsify()` removes them. The KL is switched on slowly unless
+    `kl_weight` is given: nothing for the first 2.5 % of the steps, then more until 10 %, as a network pruned before it has
+    learned anything ends empty.
+
+    Args:
+        init_log_variance: log sigma^2 at the start.
+    """
+
+    family = "sparse_vd"
+
+    def __init__(self, model: Callable[..., Any], data: BoundData, *, init_log_variance: float = -10.0) -> None:
+        super().__init__(model, data, init_log_variance=init_log_variance)
+        size = sum(self.space.shapes[name].numel() for name in self.weights)
+        self.log_variance = nn.Parameter(torch.full((size,), init_log_variance, dtype=self.theta.dtype))
+
+    @staticmethod
+    def kl_weight(step: int, steps: int) -> float:
+        """Zero for 5 of 200 epochs, one from epoch 20 on (Molchanov et al. 2017 warm up likewise)."""
+        return min(1.0, max(0.0, (step / steps - 0.025) / 0.075))
+
+    def _log_variances(self) -> dict[str, Tensor]:
+        parts = self.log_variance.split([self.space.shapes[name].numel() for name in self.weights])
+        return {name: part.reshape(self.space.shapes[name]) for name, part in zip(self.weights, parts, strict=True)}
+
+    def weight_distribution(self, name: str, theta: Tensor) -> Any:
+        """N(theta, sigma^2)."""
+        return dist.Normal(theta, (self._log_variances()[name] / 2).exp(), validate_args=False)
+
+    def log_alpha(self) -> dict[str, Tensor]:
+        """log alpha of every weight by site, detached."""
+        points = self.points()
+        return {
+            name: (log_variance - torch.log(points[name].square() + 1e-16)).detach()
+            for name, log_variance in self._log_variances().items()
+        }
+
+    def factorized_moments(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and sd of every layer's weights by site, detached."""
+        points = self.points()
+        return {n: (points[n].detach(), (v / 2).exp().detach()) for n, v in self._log_variances().items()}
