@@ -37,7 +37,8 @@ class _LogUniformFamily(WeightGuide):
         super().__init__(model, data)
         self.require_prior("log_uniform", "has the KL to the log-uniform prior in closed form")
         size = sum(self.space.shapes[name].numel() for name in self.others)
-        self.other_log_variance = nn.Parameter(torch.full((size,), init_log_variance, dtype=self.theta.dtype))
+        if size:
+            self.other_log_variance = nn.Parameter(torch.full((size,), init_log_variance, dtype=self.theta.dtype))
 
     @property
     def others(self) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .density import EachDraw, log_likelihood
 from .draws import Draws, chunk_size, draw
+from .layer_noise import base_of
 from .objective import Objective
 from .owned import Owned
 from .prediction import Prediction, simulate_observed, summarize
@@ -21,6 +22,8 @@ from .psis import smooth
 from .selfcheck import contradiction, widening
 from .training import History
 
+#: With more latents than this no ratio of densities over all of them is even, however good the guide is.
+HOPELESS = 2_000
 #: Elements of all sites, times draws, that one evaluation of the loss looks at.
 EVALUATED_ELEMENTS = 200_000_000
 
@@ -63,7 +66,10 @@ class Run:
             recent = self.history.losses[-100:]
             if self.objective.surrogate is not None and not getattr(data, "streamed", False):
                 with self.owned.active(seed), torch.no_grad():
-                    recent = [float(self.objective(data.bind(self.owned.model))[1])]
+                    kwargs = data.bind(self.owned.model)
+                    # Dropout's loss is an average over masks; a point's is a number.
+                    noisy = sum(self.objective.count_noise(kwargs)) > 0
+                    recent = [float(self.objective(kwargs)[1]) for _ in range(max(10, min(num, 100)) if noisy else 1)]
             self.loss = sum(recent) / len(recent) if recent else math.nan
             self.loss_error = 0.0 if len(recent) == 1 else torch.tensor(recent).std().item() / math.sqrt(len(recent))
             return
@@ -72,7 +78,8 @@ class Run:
         ratio = draws.log_ratio.double()
         local = sum(site.shape.numel() for site in self.program.local.values())
         # One ratio over thousands of observations' own latents is never even; those are judged one by one.
-        if num >= 100 and local <= 1000:
+        shared = sum(site.shape.numel() for site in self.program.continuous.values()) - local
+        if num >= 100 and local <= 1000 and shared <= HOPELESS:
             self._check_moments(data, draws, seed)
         self.loss, self.loss_error = -float(ratio.mean()), float(ratio.std()) / math.sqrt(len(ratio))
 
@@ -184,7 +191,12 @@ class Fit:
     @property
     def objective(self) -> str:
         """`elbo`, a bound (loss >= -log evidence), or `surrogate`."""
-        return "surrogate" if self.run.point else "elbo"
+        return "surrogate" if self.run.point or self.improper else "elbo"
+
+    @property
+    def improper(self) -> bool:
+        """Whether a latent's prior has no finite integral: then nothing is an evidence, and no loss a bound on it."""
+        return any(getattr(base_of(site.distribution), "improper", False) for site in self.program.latents.values())
 
     @property
     def estimator(self) -> str:

@@ -91,9 +91,9 @@ class ScaleMixture:
 
     def distribution(self, shape: torch.Size, fan_in: int, like: Tensor) -> dist.MixtureSameFamily:
         """Return the mixture of batch shape `shape`."""
-        share = like.new_tensor([self.share, 1 - self.share])
-        components = dist.Normal(like.new_zeros(2), like.new_tensor(self.scales))
-        return dist.MixtureSameFamily(dist.Categorical(probs=share), components).expand(shape)
+        share = like.new_tensor([self.share, 1 - self.share]).expand(*shape, 2)
+        components = dist.Normal(like.new_zeros(2), like.new_tensor(self.scales)).expand((*shape, 2))
+        return dist.MixtureSameFamily(dist.Categorical(probs=share), components)
 
 
 @dataclass(frozen=True)
