@@ -25,7 +25,7 @@ from torch import Tensor
 from .draws import Draws, chunk_size, map_random
 from .labels import SAMPLE_DIMS, Labels, observation_plate, whole_numbers
 from .prediction import simulate_observed
-from .program import Program, Site, sample_sites
+from .program import Program, Site, sample_sites, some_trace
 
 if TYPE_CHECKING:
     from .result import Fit, Run
@@ -274,7 +274,7 @@ def _stats(all_draws: list[Draws]) -> xr.Dataset:
 def observed_values(fit: Fit, data: Any) -> dict[str, Tensor]:
     """What the model sees at its observed sites when it is called with the data, in the model's units."""
     with fit.run.owned.active(0), torch.no_grad():
-        trace = poutine.trace(fit.model).get_trace(**data.bind(fit.model))
+        trace = some_trace(fit.model, data)
     return {k: site["value"] for k, site in sample_sites(trace) if k in fit.program.observed}
 
 

@@ -147,6 +147,17 @@ def is_point_estimate(site: Any) -> bool:
     return isinstance(fn, pyro.distributions.Delta) and not bool(torch.as_tensor(fn.log_density != 0).any())
 
 
+def some_trace(model: Callable[..., Any], data: BoundData) -> poutine.Trace:
+    """A run of the model on all rows, its latents at any values: where the model says to begin, or draws from the prior.
+
+    An improper prior has no draws.
+    """
+    begin = getattr(model, "initial_values", None)
+    values = {} if begin is None else {name: value for name, (value, _) in begin().items()}
+    with Fix(values):
+        return poutine.trace(model).get_trace(**data.bind(model))
+
+
 def describe(model: Callable[..., Any], data: BoundData) -> Program:
     """Runs the model once on the full data and reads off its structure.
 
@@ -154,12 +165,8 @@ def describe(model: Callable[..., Any], data: BoundData) -> Program:
         ValueError: if a latent site is neither continuous nor enumerable, if the model has no latent site at all, or if it
             draws its own subsample around a latent site.
     """
-    # A model that says where to begin is described there: an improper prior has no draws.
-    begin = getattr(model, "initial_values", None)
     with quiet(seed=0), torch.no_grad():
-        values = {} if begin is None else {name: value for name, (value, _) in begin().items()}
-        with Fix(values):
-            trace = poutine.trace(model).get_trace(**data.bind(model))
+        trace = some_trace(model, data)
     latents: dict[str, Site] = {}
     observed: dict[str, Site] = {}
     depth = 0
@@ -202,4 +209,16 @@ def _site(name: str, site: Any, plates: tuple[Plate, ...], discrete: bool) -> Si
     fn = site["fn"]
     value = site["value"]
     shape = torch.Size(value.shape) if isinstance(value, Tensor) else torch.Size()
-    return Site(name, shape, fn.event_dim, fn.support, discrete, plates, fn)
+    return Site(name, shape, fn.event_dim, _without_mixture(fn.support), discrete, plates, fn)
+
+
+def _without_mixture(support: Any) -> constraints.Constraint:
+    """A mixture's support is that of its components, but torch knows no map from the reals to it under its own name."""
+    if isinstance(support, constraints.independent):
+        inner = _without_mixture(support.base_constraint)
+        return support if inner is support.base_constraint else constraints.independent(inner, support.reinterpreted_batch_ndims)
+    if type(support).__name__ == "MixtureSameFamilyConstraint":
+        components: constraints.Constraint = support.base_constraint
+        return components
+    plain: constraints.Constraint = support
+    return plain

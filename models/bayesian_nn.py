@@ -134,7 +134,8 @@ class BayesianNN(PyroModule):
         Args:
             weights: site -> one draw of it; `torch.vmap` over this function takes many.
         """
-        out: Tensor = functional_call(self.net, weights, (x,))
+        # Read past PyroModule, which would announce every parameter of the network to Pyro at each access.
+        out: Tensor = functional_call(self._modules["net"], weights, (x,))  # type: ignore[arg-type]
         if self.likelihood != "categorical" and out.dim() == 2 and out.shape[1] == 1:
             return out.squeeze(-1)
         return out
