@@ -10,8 +10,8 @@ from .compare import say
 from .process import NotRun, Process
 from .results import not_run, ratio, seconds, table
 
-#: Families that are trained step by step; `exact` trains nothing.
-FAMILIES = ("map", "mle", "laplace", "mean_field", "low_rank", "full_rank", "structured", "iaf", "spline", "beta")
+#: Families for any model that are trained step by step; `exact` and `laplace` train nothing.
+FAMILIES = ("map", "mle", "mean_field", "low_rank", "full_rank", "structured", "iaf", "spline", "beta")
 
 AXES: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {
     "particles": ("particles a step", tuple(c.name for c in CASES.values() if c.small), (1, 2, 4, 8, 16, 32, 64)),

@@ -38,7 +38,7 @@ def comparison(results: Mapping[str, Any], path: Path) -> None:
 
 def growth(curves: Mapping[str, Any], path: Path) -> None:
     """One panel an axis: time a step over particles, latents, rows; compiled solid, eager dashed."""
-    figure, panels = plt.subplots(1, len(curves), figsize=(5.5 * len(curves), 4.2), layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(1, len(curves), figsize=(5.5 * len(curves), 5.0), layout="constrained", squeeze=False)
     for axes, (name, curve) in zip(panels[0], curves.items(), strict=True):
         colours: dict[str, Any] = {}
         for line in curve["lines"]:
@@ -56,7 +56,7 @@ def growth(curves: Mapping[str, Any], path: Path) -> None:
         axes.set_title(f"{name}: compiled solid, eager dashed", fontsize="medium")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
+            axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=5)  # below, off the lines
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
