@@ -7,16 +7,22 @@ import torch
 
 from bayeszoo.data import available, load
 
+SHIPPED = ["coin_flips", "diabetes", "digits"]
 
-def test_available_names_all_load():
-    assert list(available()) == ["coin_flips", "diabetes", "digits"]
-    for name, line in available().items():
-        data = load(name)
-        assert data.name == name
-        assert data.origin
-        assert data.licence
+
+def test_available_names_shipped_data_and_image_sets():
+    assert list(available()) == [*SHIPPED, "mnist", "fashion_mnist"]
+    for line in available().values():
         assert line
         assert "\n" not in line
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_data_load_without_any_file(name):
+    data = load(name)
+    assert data.name == name
+    assert data.origin
+    assert data.licence
 
 
 def test_coin_flips_persons(coin):
@@ -87,11 +93,13 @@ def test_digits():
     [
         ("coinflips", {}, r"there is no data set 'coinflips'; did you mean 'coin_flips'\?"),
         ("Digit", {}, r"did you mean 'digits'\?"),
-        ("zebra", {}, r"there are coin_flips, diabetes, digits; for a file use bz.data.from_csv"),
+        ("zebra", {}, r"there are coin_flips, diabetes, digits, mnist, fashion_mnist; for a file use bz.data.from_csv or"),
         ("coin_flips", {"form": "people"}, r"form must be 'persons', 'pooled' or 'sequence', not 'people'"),
         ("coin_flips", {"from": "persons"}, r"no option 'from'; did you mean 'form'\? it has form, seed"),
         ("coin_flips", {"form": "sequence", "seed": -1}, r"non-negative"),
         ("digits", {"standardize": True}, r"it has none"),
+        ("fashon_mnist", {}, r"did you mean 'fashion_mnist'"),
+        ("mnist", {"train": True}, r"data set 'mnist' has no option 'train'; it has split, folder"),
         ("diabetes", {"standardize": "all"}, r"standardize must be"),
     ],
 )

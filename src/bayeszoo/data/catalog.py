@@ -1,4 +1,4 @@
-"""Data sets by name: real tables that come with the package or with scikit-learn, without a download."""
+"""Data sets by name: real tables that come with the package or with scikit-learn, and image sets from a folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from .checks import nearest
 from .dataset import Data
+from .images import fashion_mnist, mnist
 from .sampling import seeded_generator
 from .table import Standardize, from_arrays
 
@@ -134,6 +135,14 @@ _CATALOG: dict[str, tuple[Callable[..., Data], str]] = {
     ),
     "diabetes": (diabetes, "disease progression of 442 people from ten measurements (regression)"),
     "digits": (digits, "1,797 handwritten digits of 8 x 8 pixels in ten classes"),
+    "mnist": (
+        mnist,
+        "70,000 handwritten digits of 28 x 28 pixels (split='train' or 'test'), from BAYESZOO_DATA or torchvision",
+    ),
+    "fashion_mnist": (
+        fashion_mnist,
+        "70,000 pictures of clothes of 28 x 28 pixels (split='train' or 'test'), from BAYESZOO_DATA, Debian or torchvision",
+    ),
 }
 
 
@@ -151,11 +160,12 @@ def load(name: str, **options: Any) -> Data:
 
     Raises:
         ValueError: for an unknown name or option, with the nearest ones.
+        FileNotFoundError: for images whose files are nowhere: which folders were looked at, and what to do.
     """
     if name not in _CATALOG:
         raise ValueError(
             f"there is no data set {name!r}; {nearest(str(name), _CATALOG)}there are "
-            f"{', '.join(_CATALOG)}; for a file use bz.data.from_csv"
+            f"{', '.join(_CATALOG)}; for a file use bz.data.from_csv or bz.data.from_idx"
         )
     loader = _CATALOG[name][0]
     known = list(inspect.signature(loader).parameters)

@@ -1,0 +1,122 @@
+"""Dropout as inference: expectations over all masks by enumeration, penalties by hand, learned rates."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bayeszoo as bz
+from bayeszoo.guides.masked_weights import DroppedInputs, MaskedWeights
+from bayeszoo.models import BayesianNN
+from bayeszoo.models.weight_priors import Normal
+
+RATE = 0.3
+
+
+def fit(model: Any, data: bz.data.Data, guide: str, **options: Any) -> bz.inference.Fit:
+    return bz.fit(model, data, guide=guide, guide_options=options, steps=40, optimizer=0.05, progress=False)
+
+
+def masks(count: int) -> tuple[Tensor, Tensor]:
+    """All masks (2^count, count) with their probabilities."""
+    every = torch.tensor(list(itertools.product([0.0, 1.0], repeat=count)), dtype=torch.float64)
+    return every, torch.where(every > 0, 1 - RATE, RATE).prod(1)
+
+
+def log_likelihoods(fitted: bz.inference.Fit, data: bz.data.Data, weights: Tensor) -> Tensor:
+    """log p(y_n | w) (S, N) for S values of the last layer's weights."""
+    points = {k: v.detach() for k, v in fitted.guide.points().items()}
+    out = torch.stack([fitted.model.outputs(points | {"fc2.weight": w}, data.inputs["x"]) for w in weights])
+    return torch.log_softmax(out, -1).gather(-1, data.observed.expand(len(weights), -1)[..., None]).squeeze(-1).detach()
+
+
+@pytest.mark.parametrize(("guide", "count"), [("mc_dropout", 3), ("dropconnect", 6)])
+def test_loss_is_the_expectation_over_all_masks_and_a_bound(net: nn.Module, data: bz.data.Data, guide: str, count: int) -> None:
+    fitted = fit(BayesianNN(net), data, guide, rate=RATE)
+    theta = fitted.guide.points()["fc2.weight"].detach()
+    every, probs = masks(count)
+    shape = (1, 3) if guide == "mc_dropout" else (2, 3)
+    log_p = log_likelihoods(fitted, data, theta * every.reshape(-1, *shape) / (1 - RATE))
+    exact = -float((probs[:, None] * log_p).sum())  # E_m sum_n log p(y_n | theta m): the KL is zero
+    evidence = -float(torch.logsumexp(probs.log() + log_p.sum(1), 0))  # -log E_m p(y | theta m)
+    assert fitted.loss == pytest.approx(exact, abs=4 * fitted.loss_error)
+    assert exact > evidence
+    assert fitted.objective == "surrogate"  # for a model with a prior on its weights it bounds nothing
+    # The same expectation with one mask for the batch and with one for each example.
+    with fitted.run.owned.active(5), torch.no_grad():
+        for noise in ("shared", "local"):
+            fitted.run.objective.layer_noise, fitted.run.objective.at_the_mean = noise, noise == "local"
+            if guide == "dropconnect" and noise == "local":
+                continue
+            found = torch.stack([fitted.run.objective(fitted.data.bind(fitted.model))[1] for _ in range(2000)]).double()
+            assert float(found.mean()) == pytest.approx(exact, abs=4 * float(found.std()) / 2000**0.5), noise
+
+
+def test_gal_and_ghahramanis_penalty_by_hand(net: nn.Module, data: bz.data.Data) -> None:
+    model = BayesianNN(net, prior=Normal(0.5))
+    guide = fit(model, data, "mc_dropout", rate=RATE, l2=True).guide
+    points = {k: v.detach() for k, v in guide.points().items()}
+    # q puts theta / (1 - p) with probability 1 - p: half its expected square over the prior's variance.
+    by_hand = sum(
+        float((1 - rate) * (points[name] / (1 - rate)).square().sum()) / (2 * 0.25)
+        for name, rate in (("fc1.weight", 0.0), ("fc2.weight", RATE))
+    )
+    for name in ("fc1.bias", "fc2.bias"):
+        by_hand -= float(torch.distributions.Normal(0.0 * points[name], 0.5).log_prob(points[name]).sum())
+    assert float(guide.penalty().detach()) == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_concrete_penalty_by_hand(net: nn.Module, data: bz.data.Data) -> None:
+    guide = fit(BayesianNN(net, prior=Normal(0.5), biases=False), data, "concrete_dropout", rate=0.2).guide
+    points, rates = {k: v.detach() for k, v in guide.points().items()}, guide.learned_rates()
+    assert rates["fc1.weight"] != pytest.approx(0.2)  # they are learned
+    by_hand = 0.0
+    for name, inputs in (("fc1.weight", 2), ("fc2.weight", 3)):
+        p = rates[name]
+        by_hand += float(points[name].square().sum()) / (2 * (1 - p) * 0.25)
+        by_hand += inputs * (p * math.log(p) + (1 - p) * math.log(1 - p))
+    assert float(guide.penalty().detach()) == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_relaxed_masks_become_bernoulli() -> None:
+    theta = torch.ones(1, 50_000, dtype=torch.float64)
+    cold = DroppedInputs(theta, torch.tensor(RATE, dtype=torch.float64), temperature=0.01).rsample()
+    # 50,000 draws: the share's standard error is 0.002; at this temperature 1 % of the masks are between the ends.
+    assert float((cold < 0.5).double().mean()) == pytest.approx(RATE, abs=0.01)
+    assert float(cold.max()) == pytest.approx(1 / (1 - RATE))
+
+
+def test_masks_have_the_stated_moments() -> None:
+    theta = torch.full((2, 3), 1.5, dtype=torch.float64)
+    for fn, same in ((DroppedInputs(theta, RATE), True), (MaskedWeights(theta, RATE, (2, 3)), False)):
+        drawn = torch.stack([fn.rsample() for _ in range(20_000)])
+        # variance theta^2 p / (1 - p), that of gaussian dropout with alpha = p / (1 - p); errors of 20,000 draws are 0.7 %
+        assert float(drawn.mean()) == pytest.approx(1.5, rel=0.01)
+        assert drawn.var(0).numpy() == pytest.approx(1.5**2 * RATE / (1 - RATE), rel=0.04)
+        assert bool((drawn[:, 0] == drawn[:, 1]).all()) is same  # a dropped input is dropped for all units
+
+
+@pytest.mark.parametrize(
+    ("guide", "options", "message"),
+    [
+        ("mc_dropout", {"rate": 1.0}, "rate is the probability of a zero, from 0 to below 1, got 1"),
+        ("concrete_dropout", {"rate": 0.0}, "where learned rates begin"),
+        ("concrete_dropout", {"temperature": 0.0}, "temperature must be positive"),
+        ("mc_dropout", {"p": 0.5}, "no such option: unexpected keyword argument 'p'"),
+    ],
+)
+def test_bad_options(net: nn.Module, data: bz.data.Data, guide: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        fit(BayesianNN(net), data, guide, **options)
+
+
+def test_ties_to_a_prior(net: nn.Module, data: bz.data.Data) -> None:
+    with pytest.raises(ValueError, match=r'l2=True takes the penalty from a normal prior.*prior="normal"'):
+        fit(BayesianNN(net, prior="laplace"), data, "mc_dropout", l2=True)
+    with pytest.raises(ValueError, match=r"'mc_dropout' is for networks, .*use 'mean_field'"):
+        fit(bz.models.CoinFlip(), bz.data.load("coin_flips", form="pooled"), "mc_dropout")
