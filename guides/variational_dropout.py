@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..inference.program import BoundData, Site
-from .continuous import normal_in
+from .continuous import is_real, normal_in
 from .weights import WeightGuide
 
 
@@ -47,19 +47,27 @@ class _LogUniformFamily(WeightGuide):
 
     def other_site(self, name: str, site: Site, theta: Tensor) -> Any:
         """A normal in unconstrained coordinates."""
-        sizes = [self.space.shapes[n].numel() for n in self.others]
-        part = self.other_log_variance.split(sizes)[self.others.index(name)]
-        return normal_in(site, theta, (part.reshape(theta.shape) / 2).exp())
+        return normal_in(site, theta, (self._other_log_variances()[name] / 2).exp())
 
     def log_alpha(self) -> dict[str, Tensor]:
         """log alpha of every weight by site, detached: above 3 a weight is noise (a dropout rate of 0.95)."""
         raise NotImplementedError
 
     def factorized_moments(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Mean and sd of every layer's weights by site, detached."""
+        """Mean and sd of every layer's weights, and of biases that are latent, by site, detached."""
+        points = {name: point.detach() for name, point in self.points().items()}
+        moments = {name: (points[name], sd) for name, sd in self._weight_sds().items()}
+        others = [name for name in self.others if is_real(self.space.sites[name])]
+        return moments | {name: (points[name], (self._other_log_variances()[name] / 2).exp().detach()) for name in others}
+
+    def _weight_sds(self) -> dict[str, Tensor]:
+        """The sds of every layer's weights by site, detached."""
         points = self.points()
-        alpha = self.log_alpha()
-        return {name: (points[name].detach(), (alpha[name] / 2).exp() * points[name].detach().abs()) for name in self.weights}
+        return {name: (alpha / 2).exp() * points[name].detach().abs() for name, alpha in self.log_alpha().items()}
+
+    def _other_log_variances(self) -> dict[str, Tensor]:
+        parts = self.other_log_variance.split([self.space.shapes[n].numel() for n in self.others])
+        return {name: part.reshape(self.space.shapes[name]) for name, part in zip(self.others, parts, strict=True)}
 
 
 class GaussianDropout(_LogUniformFamily):
@@ -154,7 +162,5 @@ class SparseVariationalDropout(_LogUniformFamily):
             for name, log_variance in self._log_variances().items()
         }
 
-    def factorized_moments(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Mean and sd of every layer's weights by site, detached."""
-        points = self.points()
-        return {n: (points[n].detach(), (v / 2).exp().detach()) for n, v in self._log_variances().items()}
+    def _weight_sds(self) -> dict[str, Tensor]:
+        return {name: (log_variance / 2).exp().detach() for name, log_variance in self._log_variances().items()}

@@ -39,6 +39,15 @@ def test_moments_agree_with_draws(net: nn.Module, data: bz.data.Data) -> None:
             torch.testing.assert_close(fit.guide.log_alpha()[name], alpha, rtol=1e-4, atol=1e-4)
 
 
+def test_latent_biases_have_moments_too(net: nn.Module, data: bz.data.Data) -> None:
+    model = BayesianNN(net, prior="log_uniform", biases=True)
+    fit = bz.fit(model, data, guide="sparse_vd", steps=50, optimizer=0.02, progress=False)
+    assert set(fit.guide.factorized_moments()) == set(model.sites)
+    draws = fit.sample(4000)["fc1.bias"]
+    mean, sd = fit.guide.factorized_moments()["fc1.bias"]
+    assert bool(((draws.mean(0) - mean).abs() < 5 * sd / 4000**0.5).all())
+
+
 def test_shares_of_alpha(net: nn.Module, data: bz.data.Data) -> None:
     model = BayesianNN(net, prior="log_uniform")
     for share, sizes in {"layer": 2, "unit": 2 + 3, "weight": 12}.items():
