@@ -16,6 +16,7 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
+from torch.distributions import constraints
 
 from ..inference.program import DATA_PLATE, BoundData, Program, Site, describe
 from ..inference.start import DENSE_LIMIT, Start
@@ -29,14 +30,14 @@ class ContinuousGuide(PyroModule):
         family: the name that people write.
         objective: `elbo`, a proper bound, or `surrogate`.
         scale_free: whether the parameters are in units of posterior sds.
-        path_derivative: set by the runner where the objective allows it; see `PathDerivative`.
+        path_derivative: set by the runner where the objective allows it, see `PathDerivative`; None in families without it.
     """
 
     family = "continuous"
     objective = "elbo"
     scale_free = True
     factorized = False
-    path_derivative = False
+    path_derivative: bool | None = False
 
     def __init__(self, model: Callable[..., Any], data: BoundData) -> None:
         super().__init__()
@@ -101,9 +102,10 @@ class ContinuousGuide(PyroModule):
 def is_real(site: Site) -> bool:
     """Whether a site's values are their own unconstrained coordinates."""
     support = site.support
-    while isinstance(support, torch.distributions.constraints.independent):
+    while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support in (torch.distributions.constraints.real, torch.distributions.constraints.real_vector)
+    # By type: a copied guide holds a copy of the constraint.
+    return isinstance(support, type(constraints.real))
 
 
 def normal_in(site: Site, loc: Tensor, scale: Tensor) -> Any:

@@ -63,6 +63,7 @@ class InverseAutoregressive(ContinuousGuide):
     """
 
     family = "iaf"
+    path_derivative = None
     #: Networks take smaller steps than parameters in units of posterior sds.
     first_step = 0.004
 

@@ -24,6 +24,7 @@ class WeightGuide(ContinuousGuide):
     """
 
     factorized = True
+    path_derivative = None
     scale_free = False
 
     def __init__(self, model: Callable[..., Any], data: BoundData) -> None:

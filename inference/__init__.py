@@ -6,10 +6,24 @@ if __name__ != "bayeszoo.inference":
     )
 
 from .compiled import NotCompiledWarning
+from .gradient_table import GradientVariance
+from .gradient_variance import gradient_variance
 from .prediction import Prediction
 from .reference import Reference, reference
 from .result import Fit, Run
 from .runner import fit
 from .training import NonFiniteError, Progress
 
-__all__ = ["Fit", "NonFiniteError", "NotCompiledWarning", "Prediction", "Progress", "Reference", "Run", "fit", "reference"]
+__all__ = [
+    "Fit",
+    "GradientVariance",
+    "NonFiniteError",
+    "NotCompiledWarning",
+    "Prediction",
+    "Progress",
+    "Reference",
+    "Run",
+    "fit",
+    "gradient_variance",
+    "reference",
+]

@@ -7,95 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-#: Latents in the printed table.
+from .checks import CoverageCheck, LatentCheck, LooCheck, RestartCheck, ScoreCheck
+
+#: Rows of a printed table.
 SHOWN = 6
-
-
-@dataclass(frozen=True)
-class LatentCheck:
-    """The marginal of one scalar latent.
-
-    Attributes:
-        name: the site and the entry, `theta[intercept]`.
-        mean, sd: of the draws.
-        psis_mean, psis_sd: the same, weighted by p / q; None where there are no weights.
-        reference_mean, reference_sd: of the reference, if there is one.
-    """
-
-    name: str
-    mean: float
-    sd: float
-    psis_mean: float | None = None
-    psis_sd: float | None = None
-    reference_mean: float | None = None
-    reference_sd: float | None = None
-
-    @property
-    def shift(self) -> float | None:
-        """(mean - PSIS mean) in PSIS sds."""
-        return _distance(self.mean, self.psis_mean, self.psis_sd)
-
-    @property
-    def sd_change(self) -> float | None:
-        """sd / PSIS sd - 1."""
-        return _change(self.sd, self.psis_sd)
-
-    @property
-    def mean_error(self) -> float | None:
-        """(mean - reference mean) in reference sds."""
-        return _distance(self.mean, self.reference_mean, self.reference_sd)
-
-    @property
-    def sd_error(self) -> float | None:
-        """sd / reference sd - 1."""
-        return _change(self.sd, self.reference_sd)
-
-    @property
-    def severity(self) -> float:
-        """The worst of all distances, 1 being 0.3 sd or 30 % of an sd."""
-        found = [self.shift, self.sd_change, self.mean_error, self.sd_error]
-        return max([abs(x) for x in found if x is not None and not math.isnan(x)], default=0.0) / 0.3
-
-
-@dataclass(frozen=True)
-class RestartCheck:
-    """One restart beside the best: `mean_distance` in sds of the best, `sd_ratio` the most extreme."""
-
-    loss: float
-    k_hat: float | None
-    verdict: str
-    mean_distance: float
-    sd_ratio: float
-    converged: bool
-
-
-@dataclass(frozen=True)
-class LooCheck:
-    """PSIS-LOO: `elpd` and its error in nats, effective parameters, observations with too high a k-hat."""
-
-    elpd: float
-    se: float
-    p_loo: float
-    bad_k: int
-    num_data: int
-
-
-@dataclass(frozen=True)
-class CoverageCheck:
-    """Share of held-out observations inside the central predictive interval of probability `prob`."""
-
-    site: str
-    prob: float
-    share: float
-    num_data: int
-    discrete: bool
-
-    @property
-    def off(self) -> bool:
-        """Whether the share misses `prob` by 0.05 and three binomial errors (discrete: falls short of it)."""
-        miss = self.prob - self.share
-        limit = max(0.05, 3.0 * math.sqrt(self.prob * (1 - self.prob) / self.num_data))
-        return miss > limit if self.discrete else abs(miss) > limit
+#: Rows where function values are all that can be shown.
+MOST_SHOWN = 20
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,16 +20,21 @@ class Diagnosis:
     """How far a fit is from the posterior, as far as can be told.
 
     Attributes:
-        verdict: `good`, `doubtful` where any of `warnings` speaks against it, or `point` for a point guide.
+        verdict: `good`, `doubtful` where any of `warnings` speaks against it, `point` for a point guide, or `unchecked` where nothing
+            speaks against it and no k-hat could speak for it.
         converged, stop_reason: the optimiser's own word, not the posterior's.
         num_draws: draws behind every number.
         kl, kl_error: KL(q || posterior) = loss + log evidence in nats, with its Monte Carlo standard error.
         k_hat: Pareto shape of p / q; None for point guides and for constant ratios.
-        k_verdict: `good`, `too high`, `exact` (constant ratios) or `absent`.
+        k_verdict: `good`, `too high`, `exact` (constant ratios), `hopeless` (too many latents for a ratio over all) or `absent`.
         effective_draws: 1 / sum w^2 of the smoothed weights.
+        latents: all of them; of thousands the twenty furthest off, and of a network with thousands none.
         reference: where the reference comes from, if there is one.
         warnings: one sentence for everything that speaks against the fit.
         notes: one sentence for everything that is absent, and why.
+        functions: of networks, the twenty outputs at `function_inputs` (of `num_functions`) that are furthest off, or widest.
+        scores: of predictions of held-out data.
+        spread: whether draws differ at all.
     """
 
     model: str
@@ -138,27 +60,43 @@ class Diagnosis:
     reference: str | None
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    functions: tuple[LatentCheck, ...] = ()
+    function_inputs: str = ""
+    num_functions: int = 0
+    scores: tuple[ScoreCheck, ...] = ()
+    spread: bool = True
 
     @property
     def verdict(self) -> str:
-        """`good`, `doubtful`, or `point` for a point guide that nothing speaks against."""
-        return "doubtful" if self.warnings else "point" if self.k_verdict == "absent" else "good"
+        """`doubtful`, or where nothing speaks against the fit `point`, `unchecked` or `good`."""
+        if self.warnings:
+            return "doubtful"
+        if self.k_verdict in ("absent", "hopeless"):
+            return "unchecked" if self.spread else "point"
+        return "good"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON can hold it; what is not finite becomes None."""
         out: dict[str, Any] = {"verdict": self.verdict, **asdict(self)}
-        for entry, latent in zip(out["latents"], self.latents, strict=True):
-            entry |= {k: getattr(latent, k) for k in ("shift", "sd_change", "mean_error", "sd_error")}
+        for name, checks in (("latents", self.latents), ("functions", self.functions)):
+            for entry, check in zip(out[name], checks, strict=True):
+                entry |= {k: getattr(check, k) for k in ("shift", "sd_change", "mean_error", "sd_error")}
         plain = _plain(out)
         assert isinstance(plain, dict)
         return plain
 
     def __str__(self) -> str:
         lines = [f"{self.model}, guide {self.guide}: {self.verdict}", *_columns(self._facts())]
+        shown = self.functions[: SHOWN if self.latents else MOST_SHOWN]
+        if shown:
+            lines += ["", *_columns(self._table("output", shown), numbers=True)]
+            rest = self.num_functions - len(shown)
+            which = "none further off" if any(check.severity for check in shown) else "none wider"
+            lines += [f"(f at {self.function_inputs}; {rest} more, {which})"] if rest else [f"(f at {self.function_inputs})"]
         worst = sorted(self.latents, key=lambda latent: -latent.severity)[:SHOWN]
         if worst:
             rest = len(self.latents) - len(worst)
-            lines += ["", *_columns(self._latent_table(worst), numbers=True)]
+            lines += ["", *_columns(self._table("latent", worst), numbers=True)]
             lines += [f"({rest} more latents, none further off)"] if rest else []
         lines += [""] if self.warnings or self.notes else []
         lines += [f"warning: {text}" for text in self.warnings] + [f"note: {text}" for text in self.notes]
@@ -180,6 +118,8 @@ class Diagnosis:
             )
         if self.k_verdict == "exact":
             rows.append(["k-hat", "exact", "log p - log q is the same at every draw"])
+        elif self.k_verdict == "hopeless":
+            rows.append(["k-hat", "hopeless", "too many latents for one ratio over all"])
         elif self.k_hat is not None:
             assert self.k_threshold is not None
             word = "below" if self.k_hat <= self.k_threshold else "ABOVE"
@@ -195,29 +135,37 @@ class Diagnosis:
             )
         if self.loo is not None:
             bad = f"{self.loo.bad_k} of {self.loo.num_data} k-hats too high" if self.loo.bad_k else "all k-hats good"
-            rows.append(["LOO", f"elpd {self.loo.elpd:.1f} ± {self.loo.se:.1f}", f"p_loo {self.loo.p_loo:.1f}, {bad}"])
+            how = "" if self.loo.weighted else ", draws of q taken for the posterior's"
+            rows.append(["LOO", f"elpd {self.loo.elpd:.1f} ± {self.loo.se:.1f}", f"p_loo {self.loo.p_loo:.1f}, {bad}{how}"])
         for c in self.coverage:
             rows.append([f"{c.prob:.0%} interval", f"{c.share:.0%}", f"of {c.num_data} held-out '{c.site}'"])
+        rows += [_score_row(score) for score in self.scores]
         if len(self.restarts) > 1:
-            apart = max(r.mean_distance for r in self.restarts)
-            rows.append(
-                [
-                    "restarts",
-                    f"{len(self.restarts)}",
-                    f"means within {apart:.2g} sd of the best; k-hats {', '.join(_k(r) for r in self.restarts)}",
-                ]
-            )
+            rows.append(["restarts", f"{len(self.restarts)}", self._agreement()])
         return rows
 
-    def _latent_table(self, latents: Sequence[LatentCheck]) -> list[list[str]]:
+    def _agreement(self) -> str:
+        apart = max(r.mean_distance for r in self.restarts)
+        of_classes = [r.disagreement for r in self.restarts if r.disagreement is not None]
+        if of_classes:
+            text = f"mean class probabilities within {max(of_classes):.2g} of the best's"
+        else:
+            text = f"{'predicted means' if self.functions else 'means'} within {apart:.2g} sd of the best"
+        if self.k_verdict in ("absent", "hopeless") and self.functions:
+            return text
+        return f"{text}; k-hats {', '.join(_k(r) for r in self.restarts)}"
+
+    def _table(self, what: str, latents: Sequence[LatentCheck]) -> list[list[str]]:
         weighted = any(latent.psis_mean is not None for latent in latents)
         referred = any(latent.reference_mean is not None for latent in latents)
-        head = ["latent", "mean", "sd"] + (["PSIS mean", "PSIS sd"] if weighted else [])
+        compared = any(latent.apart is not None for latent in latents)
+        head = [what, "mean", "sd"] + (["PSIS mean", "PSIS sd"] if weighted else []) + (["restarts apart"] if compared else [])
         head += [f"{self.reference} mean", f"{self.reference} sd", "mean error", "sd error"] if referred else []
         rows = [head]
         for x in latents:
             row = [x.name, _number(x.mean), _number(x.sd)]
             row += [_number(x.psis_mean), _number(x.psis_sd)] if weighted else []
+            row += ["" if x.apart is None else f"{x.apart:.2f} sd"] if compared else []
             if referred:
                 row += [_number(x.reference_mean), _number(x.reference_sd)]
                 row += [
@@ -228,20 +176,22 @@ class Diagnosis:
         return rows
 
 
-def _distance(a: float, b: float | None, scale: float | None) -> float | None:
-    if b is None or scale is None or math.isnan(b):
-        return None
-    return (a - b) / scale if scale > 0 else (0.0 if a == b else math.inf)
-
-
-def _change(a: float, b: float | None) -> float | None:
-    if b is None or math.isnan(b):
-        return None
-    return a / b - 1.0 if b > 0 else (0.0 if a == b else math.inf)
-
-
 def _number(x: float | None) -> str:
     return "" if x is None else f"{x:.4g}"
+
+
+def _score_row(score: ScoreCheck) -> list[str]:
+    if score.accuracy is not None:
+        return [
+            "held out",
+            f"accuracy {score.accuracy:.1%}, NLL {score.nll:.3f} nats",
+            f"confidence {score.confidence:.1%}, ECE {score.ece:.3f}, of {score.num_data} '{score.site}'",
+        ]
+    return [
+        "held out",
+        f"rmse {score.rmse:.4g}",
+        f"log density {score.log_density:.3f} nats, of {score.num_data} '{score.site}'",
+    ]
 
 
 def _k(restart: RestartCheck) -> str:

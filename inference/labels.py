@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .program import DATA_PLATE, Plate, Program, Site
+from .weight_names import weight_coords, weight_dims
 
 SAMPLE_DIMS = ("chain", "draw")
 
@@ -46,12 +48,12 @@ class Labels:
         self.coords: dict[str, np.ndarray] = {self.observation: np.asarray(names) if names else np.arange(program.num_data)}
         self.sizes: dict[str, int] = {"chain": -1, "draw": -1, self.observation: program.num_data}
         describe = getattr(model, "coords", None)
-        for dim, values in (describe(data) if callable(describe) else {}).items():
+        for dim, values in {**weight_coords(model, data), **(describe(data) if callable(describe) else {})}.items():
             if safe(dim) not in self.sizes:
                 self.coords[safe(dim)] = np.asarray(values)
                 self.sizes[safe(dim)] = len(self.coords[safe(dim)])
         declared = getattr(model, "dims", None)
-        own = declared if isinstance(declared, Mapping) else {}
+        own = {**weight_dims(model), **(declared if isinstance(declared, Mapping) else {})}
         sites = {**program.latents, **program.observed}
         self.dims = {name: self._site_dims(site, list(own.get(name, ())), program.num_data) for name, site in sites.items()}
         self.variables = self._variables(list(sites))
@@ -87,12 +89,42 @@ class Labels:
         used = set(self.sizes)
         names: dict[str, str] = {}
         for site in sites:
-            word = safe(site)
-            while word in used:
-                word += "_"
-            used.add(word)
-            names[site] = word
+            names[site] = _free(safe(site), used)
+            used.add(names[site])
         return names
+
+    def choose(self, site: str, positions: Tensor) -> None:
+        """Leaves some entries of a site, in one dimension whose coordinates are their places: `fc1.weight[17,203]`.
+
+        Args:
+            positions: (k,) in the flattened value.
+        """
+        dim = f"{safe(site)}_entry"
+        while dim in self.sizes:
+            dim += "_"
+        shape = [self.sizes[name] for name in self.dims[site]]
+        places = torch.unravel_index(positions.cpu(), shape) if shape else []
+        words = [self.coords[name][place.numpy()] for name, place in zip(self.dims[site], places, strict=True)]
+        self.coords[dim] = np.asarray([",".join(str(word) for word in entry) for entry in zip(*words, strict=True)])
+        self.sizes[dim] = len(positions)
+        self.dims[site] = (dim,)
+
+    def add(self, key: str, word: str, dims: Mapping[str, np.ndarray]) -> None:
+        """Names a variable that is no site: by the word unless something else has it, the same for its dimensions.
+
+        Args:
+            key: under which `variables` and `dims` hold the names.
+            dims: dimension -> coordinates.
+        """
+        taken = {*self.sizes, *self.variables.values()}
+        self.variables[key] = _free(word, taken)
+        taken.add(self.variables[key])
+        names = []
+        for dim, values in dims.items():
+            names.append(_free(dim, taken))
+            self.coords[names[-1]], self.sizes[names[-1]] = values, len(values)
+            taken.add(names[-1])
+        self.dims[key] = tuple(names)
 
     def scalars(self, site: str) -> list[str]:
         """The names of a site's entries, in the order of its flattened value: `theta[intercept]`."""
@@ -100,6 +132,12 @@ class Labels:
         for dim in self.dims[site]:
             names = [f"{left},{value}" if left else str(value) for left in names for value in self.coords[dim]]
         return [f"{site}[{name}]" if name else site for name in names]
+
+
+def _free(word: str, taken: set[str]) -> str:
+    while word in taken:
+        word += "_"
+    return word
 
 
 def whole_numbers(value: Tensor, site: Site) -> np.ndarray:

@@ -305,12 +305,12 @@ def _parts(trace: poutine.Trace, factors: Sequence[Factor], only: list[str] | No
 
 
 def _score(trace: poutine.Trace, like: Tensor, only: list[str] | None = None) -> Tensor:
-    """log q of the draws that carry no gradient of their own."""
+    """log q of the draws that carry no gradient of their own, unscaled: the bound that it multiplies is the whole data set's."""
     score = torch.zeros_like(like)
     for name, site in sample_sites(trace):
         if site["is_observed"] or is_point(site) or site["fn"].has_rsample or (only is not None and name not in only):
             continue
-        score = score + site_factor(name, site).total
+        score = score + site_factor(name, site).log_prob.sum()
     return score
 
 

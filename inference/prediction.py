@@ -10,33 +10,50 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
 from .draws import chunk_size, map_random
+from .likelihoods import Likelihoods
 from .noise import vmap_random
 from .owned import Owned
 from .program import Fix, Program, sample_sites
+
+if TYPE_CHECKING:
+    from .scores import ClassScores, NumberScores
 
 
 @dataclass(frozen=True)
 class Prediction:
     """Posterior predictive of one observed site; all tensors are on the CPU, in the units of the data's own target.
 
+    Uncertainty comes in two parts, `total = aleatoric + epistemic`, one number an outcome:
+
+    - classes and yes or no: entropies in nats (Houlsby et al. 2011, BALD). `total` is the entropy of the averaged probabilities,
+      `aleatoric` the average entropy of each draw's, `epistemic` the mutual information of outcome and latents;
+    - numbers: variances in squared units of the target. `total` is `sd ** 2`, `aleatoric` the average variance of the
+      likelihood, `epistemic` the variance of its mean over the draws.
+
     Attributes:
-        draws: (S, N, ...) simulated outcomes, one a posterior draw.
-        mean: (N, ...).
+        draws: (S, N, ...) simulated outcomes, one a posterior draw; None if they were not kept.
+        mean: (N, ...); of classes, of their numbers.
         sd: (N, ...), noise of the likelihood and posterior uncertainty together.
         probs: (N, K) class probabilities, or (N,) the probability of a one, for discrete outcomes; else None.
+        own: (N, ...) the average over the draws of each likelihood's own entropy or variance; None where it has none.
+        likelihoods: the likelihood of every draw, for numbers; None for classes, or if draws were not kept.
+        num_draws: S.
     """
 
-    draws: Tensor
+    draws: Tensor | None
     mean: Tensor
     sd: Tensor
     probs: Tensor | None = None
+    own: Tensor | None = None
+    likelihoods: Likelihoods | None = None
+    num_draws: int = 0
 
     @property
     def label(self) -> Tensor:
@@ -45,10 +62,39 @@ class Prediction:
             raise ValueError("label needs a discrete outcome, and this prediction is continuous; use mean")
         return self.probs.argmax(-1) if self.probs.dim() > self.mean.dim() else (self.probs > 0.5).long()
 
+    @property
+    def class_probs(self) -> Tensor:
+        """(N, K) probabilities of the classes; two, no and yes, for a Bernoulli outcome."""
+        if self.probs is None:
+            raise ValueError("class probabilities need a discrete outcome, and this prediction is of numbers; use mean and sd")
+        return by_class(self.probs, self.mean)
+
+    @property
+    def total(self) -> Tensor:
+        """(N, ...) uncertainty of the outcome: entropy of the averaged probabilities in nats, or the variance."""
+        return self.sd.square() if self.probs is None else entropy(self.class_probs)
+
+    @property
+    def aleatoric(self) -> Tensor:
+        """(N, ...) what stays if the latents were known: the draws' average entropy in nats, or average variance."""
+        if self.own is None:
+            raise ValueError(
+                "the likelihood of this outcome has no variance of its own, so its uncertainty cannot be split; use total"
+            )
+        return self.own
+
+    @property
+    def epistemic(self) -> Tensor:
+        """(N, ...) what the latents add: mutual information in nats, or the variance of the draws' means; at least 0."""
+        # Jensen's inequality holds for the sums over draws as well; only rounding can fall below.
+        return (self.total - self.aleatoric).clamp_min(0.0)
+
     def interval(self, prob: float = 0.9) -> tuple[Tensor, Tensor]:
         """Equal-tailed interval of the draws with the given probability: lower and upper, each (N, ...)."""
         if not 0 < prob < 1:
             raise ValueError(f"an interval's probability lies between 0 and 1, got {prob}")
+        if self.draws is None:
+            raise ValueError("an interval needs the simulated outcomes, and they were not kept; predict with keep_draws=True")
         tail = (1 - prob) / 2
         ordered = self.draws.double().sort(0).values
         last = len(ordered) - 1
@@ -60,8 +106,29 @@ class Prediction:
 
         return at(tail), at(1 - tail)
 
+    def scores(self, y: Any) -> ClassScores | NumberScores:
+        """How good this prediction is for known outcomes: see `scores.scores`.
+
+        Args:
+            y: `Data`, standardised or not, or a tensor (N, ...) in the target's original units.
+        """
+        from .scores import scores
+
+        return scores(self, y)
+
     def __repr__(self) -> str:
-        return f"Prediction(mean {tuple(self.mean.shape)}, {len(self.draws)} draws)"
+        return f"Prediction(mean {tuple(self.mean.shape)}, {self.num_draws} draws)"
+
+
+def by_class(probs: Tensor, outcome: Tensor) -> Tensor:
+    """Probabilities (..., K) of all classes; those of a one, which have the outcome's shape, become two."""
+    return probs if probs.dim() > outcome.dim() else torch.stack([1 - probs, probs], -1)
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Entropy in nats over the last dimension."""
+    out: Tensor = torch.special.entr(probs).sum(-1)
+    return out
 
 
 def simulate_observed(
@@ -77,21 +144,15 @@ def simulate_observed(
     Returns:
         For each observed site `draw` (S, N, ...), and where the likelihood has them `mean`, `variance`, `probs`.
     """
-    keys: dict[str, list[str]] = {}
 
     def one(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with Fix(latents):
             trace = poutine.trace(owned.model).get_trace(**kwargs)
-        out = {}
+        out: dict[str, Tensor] = {}
         for name, site in sample_sites(trace):
             if name not in program.observed:
                 continue
-            out[f"{name}|draw"] = site["value"]
-            for key, get in _MOMENTS.items():
-                moment = get(site["fn"], site["value"])
-                if moment is not None:
-                    out[f"{name}|{key}"] = moment.expand(site["value"].shape) if key != "probs" else moment
-        keys["all"] = list(out)
+            out |= {f"{name}|{what}": value for what, value in outcome(site).items()}
         return out
 
     chunk = chunk_size(rows, torch.finfo(owned.dtype).bits // 8)
@@ -119,12 +180,23 @@ def _map_values(
         return {k: torch.stack([p[k] for p in single]) for k in single[0]}
 
 
-def _mean(fn: Any, value: Tensor) -> Tensor | None:
-    return _moment(fn, "mean", value)
+def outcome(site: Any) -> dict[str, Tensor]:
+    """What one run of the model says about an observed site of its trace.
 
-
-def _variance(fn: Any, value: Tensor) -> Tensor | None:
-    return _moment(fn, "variance", value)
+    Returns:
+        `draw`, the simulated value; `probs` (N, K) or (N,) of classes in float64; else `mean` and `variance` of the likelihood, of
+        the draw's shape, where it has them.
+    """
+    fn, value = site["fn"], site["value"]
+    out = {"draw": value}
+    probs = _probs(fn)
+    if probs is not None:
+        return out | {"probs": probs}
+    for which in ("mean", "variance"):
+        moment = _moment(fn, which, value)
+        if moment is not None:
+            out[which] = moment.expand(value.shape)
+    return out
 
 
 def _moment(fn: Any, which: str, value: Tensor) -> Tensor | None:
@@ -132,40 +204,26 @@ def _moment(fn: Any, which: str, value: Tensor) -> Tensor | None:
         moment = getattr(fn, which)
     except (NotImplementedError, AttributeError):
         return None
-    return moment if isinstance(moment, Tensor) and moment.dim() <= value.dim() and _finite_kind(fn) else None
+    return moment if isinstance(moment, Tensor) and moment.dim() <= value.dim() else None
 
 
-def _finite_kind(fn: Any) -> bool:
-    """A categorical's mean is no number."""
-    return "Categorical" not in type(fn).__name__
+def _probs(fn: Any) -> Tensor | None:
+    """Probabilities of a Bernoulli or categorical outcome; from the logits, where an instance was made with them.
 
-
-def _probs(fn: Any, value: Tensor) -> Tensor | None:
+    In float32 the softmax rounds probabilities below 1e-45 to zero, and their logarithm is then infinite.
+    """
     inner = fn
     while hasattr(inner, "base_dist"):
         inner = inner.base_dist
-    if type(inner).__name__.startswith(("Bernoulli", "Categorical")):
-        probs: Tensor = inner.probs
-        return probs
-    return None
+    binary = type(inner).__name__.startswith("Bernoulli")
+    if not binary and not type(inner).__name__.startswith("Categorical"):
+        return None
+    # An instance made with logits keeps the probabilities too, once it has been sampled.
+    if "logits" not in vars(inner):
+        return wide(inner.probs)
+    return torch.sigmoid(wide(inner.logits)) if binary else torch.softmax(wide(inner.logits), -1)
 
 
-_MOMENTS: dict[str, Callable[[Any, Tensor], Tensor | None]] = {"mean": _mean, "variance": _variance, "probs": _probs}
-
-
-def summarize(parts: Mapping[str, Tensor], scaler: Any = None) -> Prediction:
-    """A `Prediction` from what `simulate_observed` found for one site, in original units if a scaler is given."""
-    draws = parts["draw"]
-    numbers = draws.double()
-    mean = parts["mean"].double().mean(0) if "mean" in parts else numbers.mean(0)
-    if "mean" in parts and "variance" in parts:
-        variance = parts["variance"].double().mean(0) + parts["mean"].double().var(0, correction=0)
-    else:
-        variance = numbers.var(0) if len(numbers) > 1 else torch.zeros_like(mean)
-    sd = variance.sqrt()
-    mean, sd = mean.to(torch.float64).cpu(), sd.cpu()
-    draws = draws.cpu()
-    if scaler is not None and getattr(scaler, "target_scaled", False):
-        draws, mean, sd = scaler.inverse_target(draws.double()), scaler.inverse_target(mean), scaler.inverse_scale(sd)
-    probs = parts["probs"].double().mean(0).cpu() if "probs" in parts else None
-    return Prediction(draws, mean, sd, probs)
+def wide(tensor: Tensor) -> Tensor:
+    """In float64, where the device has it."""
+    return tensor if tensor.device.type == "mps" else tensor.double()

@@ -216,7 +216,9 @@ def _without_mixture(support: Any) -> constraints.Constraint:
     """A mixture's support is that of its components, but torch knows no map from the reals to it under its own name."""
     if isinstance(support, constraints.independent):
         inner = _without_mixture(support.base_constraint)
-        return support if inner is support.base_constraint else constraints.independent(inner, support.reinterpreted_batch_ndims)
+        return (
+            support if inner is support.base_constraint else constraints.independent(inner, support.reinterpreted_batch_ndims)
+        )
     if type(support).__name__ == "MixtureSameFamilyConstraint":
         components: constraints.Constraint = support.base_constraint
         return components

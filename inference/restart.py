@@ -198,7 +198,11 @@ class Restart:
         exact = estimator == "analytic_kl" and all(closed.get(n, False) for n in drawn_by_layer)
         objective.layer_noise = self._layer_noise(objective, exact or surrogate == "likelihood")
         objective.at_the_mean = objective.layer_noise == "local" and (exact or surrogate == "likelihood")
-        if estimator == "monte_carlo" and hasattr(guide, "path_derivative") and objective.layer_noise == "shared":
+        if (
+            estimator == "monte_carlo"
+            and getattr(guide, "path_derivative", None) is not None
+            and objective.layer_noise == "shared"
+        ):
             guide.path_derivative = True
         return objective
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,18 +13,26 @@ from torch import Tensor
 from .density import EachDraw, log_likelihood
 from .draws import Draws, chunk_size, draw
 from .layer_noise import base_of
+from .new_inputs import check_scale, new_inputs, observed_site
 from .objective import Objective
 from .owned import Owned
-from .prediction import Prediction, simulate_observed, summarize
+from .prediction import Prediction
+from .predictive import predictive
 from .program import Program
 from .psis import smooth
 from .selfcheck import contradiction, widening
 from .training import History
 
+if TYPE_CHECKING:
+    from .averaging import AveragingCurve
+    from .scores import ClassScores, NumberScores
+
 #: With more latents than this no ratio of densities over all of them is even, however good the guide is.
 HOPELESS = 2_000
 #: Elements of all sites, times draws, that one evaluation of the loss looks at.
 EVALUATED_ELEMENTS = 200_000_000
+#: The same for the products of rows and shared latents, which is what a network costs: some ten seconds.
+EVALUATED_PRODUCTS = 100_000_000_000
 
 
 @dataclass
@@ -61,7 +68,8 @@ class Run:
         # Large data sets make each draw dear: fewer of them. The loss is then a sum over many rows, and needs few.
         sites = [*self.program.latents.values(), *self.program.observed.values()]
         size = sum(site.shape.numel() for site in sites)
-        num = max(10, min(num, EVALUATED_ELEMENTS // max(1, size)))
+        shared = sum(site.shape.numel() for site in self.program.continuous.values() if not site.local)
+        num = max(6, min(num, EVALUATED_ELEMENTS // max(1, size), EVALUATED_PRODUCTS // max(1, shared * self.program.num_data)))
         if self.objective.surrogate is not None or getattr(data, "streamed", False) or not self.program.latents:
             recent = self.history.losses[-100:]
             if self.objective.surrogate is not None and not getattr(data, "streamed", False):
@@ -78,7 +86,6 @@ class Run:
         ratio = draws.log_ratio.double()
         local = sum(site.shape.numel() for site in self.program.local.values())
         # One ratio over thousands of observations' own latents is never even; those are judged one by one.
-        shared = sum(site.shape.numel() for site in self.program.continuous.values()) - local
         if num >= 100 and local <= 1000 and shared <= HOPELESS:
             self._check_moments(data, draws, seed)
         self.loss, self.loss_error = -float(ratio.mean()), float(ratio.std()) / math.sqrt(len(ratio))
@@ -276,8 +283,7 @@ class Fit:
         Returns:
             Site -> CPU tensor (n, *shape).
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"n must be a whole number of draws, at least 1, got {n!r}")
+        _check_draws(n)
         if units not in ("model", "original"):
             raise ValueError(f"units must be 'model' or 'original', got {units!r}")
         where = self.data if data is None else data.to(self.device, self.dtype)
@@ -303,76 +309,48 @@ class Fit:
         num_data: int | None = None,
         seed: int | None = None,
         site: str | None = None,
+        keep_draws: bool = True,
     ) -> Prediction:
         """The posterior predictive at new inputs.
+
+        Draws are made and run in chunks, so that memory is bounded by what is kept; the numbers depend on the seed alone.
 
         Args:
             inputs: the model's inputs by name (`test.inputs`), or one tensor for a model with one input; for a model without
                 inputs leave it out and say how many observations, `num_data`.
             n: posterior draws.
             site: which observed site, where the model has several.
+            keep_draws: whether the prediction holds the (n, N, ...) simulated outcomes, and the likelihoods that the log density
+                of numbers needs; without them it holds averages over the draws alone.
 
         Returns:
             A `Prediction` in the target's original units.
         """
-        names = list(self.program.observed)
-        if site is None:
-            if len(names) != 1:
-                raise ValueError(f"the model observes {', '.join(names)}; say which one with site=")
-            site = names[0]
-        elif site not in names:
-            near = difflib.get_close_matches(site, names, 1)
-            raise ValueError(
-                f"unknown observed site '{site}'{f', did you mean {near[0]!r}?' if near else ''}; the model observes {', '.join(names)}"
-            )
-        kwargs, rows = self._prediction_arguments(inputs, num_data)
-        shared = {
-            k: v
-            for k, v in self.run.draws(
-                self.data, n, self._seed(seed, 13), discrete=bool(self._global_discrete()), score=False
-            ).values.items()
-            if not self.program.latents[k].local
-        }
-        with self.run.owned.active(self._seed(seed, 17)):
-            found = simulate_observed(self.run.owned, self.program, kwargs, shared, rows=rows, num=n)
-        return summarize(found[site], self.data.scaler)
+        _check_draws(n)
+        found = observed_site(self.program, site)
+        new = new_inputs(self.data, self.model, inputs, num_data)
+        return predictive(self.run, self.data, new, n, found, seed=self.seed if seed is None else seed, keep=keep_draws)
 
     def _global_discrete(self) -> list[str]:
         return [name for name, s in self.program.discrete.items() if not s.local]
 
-    def _prediction_arguments(self, inputs: Any, num_data: int | None) -> tuple[dict[str, Any], int]:
-        data, model = self.data, self.model
-        template = data.bind(model, observed=False)
-        wanted = list(data.inputs)
-        if isinstance(inputs, Tensor):
-            if len(wanted) != 1:
-                raise ValueError(f"the model has the inputs {', '.join(wanted) or '(none)'}; pass a dict with these names")
-            inputs = {wanted[0]: inputs}
-        inputs = dict(inputs or {})
-        unknown = [name for name in inputs if name not in wanted]
-        lacking = [name for name in wanted if name not in inputs]
-        if unknown or lacking:
-            raise ValueError(
-                f"predict needs the inputs {', '.join(wanted) or '(none)'} and got {', '.join(inputs) or 'none'}; pass a dict with these names"
-            )
-        moved = {}
-        for name, value in inputs.items():
-            like = data.inputs[name]
-            value = torch.as_tensor(value)
-            if value.dim() != like.dim() or value.shape[1:] != like.shape[1:]:
-                raise ValueError(
-                    f"input '{name}' must have the shape (N, {', '.join(str(s) for s in like.shape[1:])}) that the model was fitted with, got {tuple(value.shape)}"
-                    if like.dim() > 1
-                    else f"input '{name}' must have one dimension, as the model was fitted with, got shape {tuple(value.shape)}"
-                )
-            moved[name] = value.to(device=like.device, dtype=like.dtype)
-        rows = len(next(iter(moved.values()))) if moved else (num_data or 1)
-        if moved and num_data is not None and num_data != rows:
-            raise ValueError(f"num_data={num_data}, but the inputs have {rows} rows; leave num_data out")
-        kwargs = {**template, **moved}
-        if "num_data" in kwargs:
-            kwargs["num_data"] = rows
-        return kwargs, rows
+    def scores(
+        self, test: Any, n: int = 1000, *, seed: int | None = None, site: str | None = None
+    ) -> ClassScores | NumberScores:
+        """How good predictions are on data that the fit has not seen; see `scores.scores`.
+
+        Args:
+            test: `Data` with known outcomes, standardised as the training data.
+        """
+        check_scale(self.data, test)
+        found = self.predict(test.inputs, n, num_data=None if test.inputs else len(test), seed=seed, site=site)
+        return found.scores(test)
+
+    def averaging_curve(self, test: Any, ks: Sequence[int] = (1, 2, 5, 10, 30, 100), **options: Any) -> AveragingCurve:
+        """One network, k networks, the mean weights: accuracy and time; see `averaging.averaging_curve`."""
+        from .averaging import averaging_curve
+
+        return averaging_curve(self, test, ks, **options)
 
     def log_likelihood(self, n: int = 1000, *, seed: int | None = None, site: str | None = None) -> Tensor:
         """log p(observation | draw) of the training data, (n, N) on the CPU, in nats.
@@ -432,3 +410,14 @@ class Fit:
         from .diagnose import diagnose
 
         return diagnose(self, reference, n, held_out, seed=seed)
+
+    def sparsify(self, threshold: float = 3.0, batch_size: int = 128, format: str = "fastest") -> Any:
+        """The network of a `BayesianNN` as a plain torch network without the weights that are noise; see `sparsify.sparsify`."""
+        from .sparsify import sparsify
+
+        return sparsify(self, threshold, batch_size, format)
+
+
+def _check_draws(n: Any) -> None:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n must be a whole number of draws, at least 1, got {n!r}")

@@ -153,7 +153,8 @@ class LogUniformDistribution(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return -log |w| - 2.0541 in nats."""
-        return -value.abs().log() - _CONSTANT
+        # Among millions of draws some round to zero: the pole is cut off below what the precision resolves.
+        return -value.abs().clamp_min(torch.finfo(value.dtype).eps ** 2).log() - _CONSTANT
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Raise ValueError: nothing can be drawn from an improper density."""

@@ -157,6 +157,17 @@ def test_arviz(blocks: dict[str, str]) -> None:
     assert plt.get_fignums(), "the plots drew nothing"
 
 
+def test_a_network(blocks: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    names = run(blocks["network"], {})
+    scores = names["prediction"].scores(names["test"].observed)
+    assert scores.accuracy > 0.92  # 359 pictures, and others' networks of this size reach 0.95 to 0.97: three standard errors
+    epistemic = names["prediction"].epistemic
+    assert bool((epistemic >= 0).all())
+    dropout = names["dropout"].predict(names["test"].inputs, n=200).scores(names["test"].observed)
+    assert dropout.accuracy > 0.92
+    assert "compression" in capsys.readouterr().out
+
+
 def test_both_engines(blocks: dict[str, str]) -> None:
     names = run(blocks["engines"], {})
     assert (names["few"].engine, names["many"].engine, names["same"].engine) == ("eager", "compiled", "compiled")

@@ -1,7 +1,7 @@
 """Figures of fits and of the lecture, with matplotlib.
 
-Each draws into `ax`, or into a new figure, and returns the axes. Colours are those of Okabe and Ito (2008),
-told apart by colour-blind readers; matplotlib's settings are left alone.
+Each draws into `ax`, or into a new figure, and returns the axes. Figures of class probabilities live in
+`classification_plots`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .classification_plots import plot_averaging as plot_averaging
+from .classification_plots import plot_entropies as plot_entropies
+from .classification_plots import plot_reliability as plot_reliability
 from .data import Data
+from .figure import BLUE, GREEN, GREY, INK, ORANGE, PINK, RED, SKY, add_legend, open_axes
 from .inference import Fit
 from .inference.program import quiet
 from .models import CoinFlip
 
 type Array = NDArray[np.float64]
 
-BLUE, ORANGE, GREEN, PINK, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
-INK, GREY = "#222222", "#999999"
 GUIDES = (ORANGE, BLUE, GREEN, PINK, SKY, RED)
 
 
 def plot_losses(fit: Fit, *, ax: Axes | None = None) -> Axes:
     """The loss at every step, of every restart, over the evidence where the model knows it."""
-    ax = _axes(ax)
+    ax = open_axes(ax)
     last = [x for run in fit.runs for x in run.history.losses[len(run.history.losses) // 2 :]]
     for k, run in enumerate(fit.runs):
         losses = np.asarray(run.history.losses)
@@ -50,7 +52,7 @@ def plot_losses(fit: Fit, *, ax: Axes | None = None) -> Axes:
     ax.set_ylim(low - 0.3 * room, top + 0.3 * room)
     ax.ticklabel_format(axis="y", useOffset=False)
     ax.set(xlabel="step", ylabel=f"{fit.loss_name.split(',')[0]} (nats)", title=f"{_name(fit)}: {_guide(fit)}")
-    return _legend(ax)
+    return add_legend(ax)
 
 
 def plot_posterior(
@@ -72,7 +74,7 @@ def plot_posterior(
         draws: the fit's own draws by site, where they are at hand already.
         n: draws of each.
     """
-    ax = _axes(ax)
+    ax = open_axes(ax)
     exact = _exact(fit) if exact is None else exact
     values = (fit.sample(n) if draws is None else draws)[site][_at(index)].double().numpy()
     x = _range(values)
@@ -92,7 +94,7 @@ def plot_posterior(
         ax.axvline(values[0], color=BLUE, label=_guide(fit))
     name = _entry(fit, site, index)
     ax.set(xlabel=name, ylabel=f"density of {name}", ylim=(0, None))
-    return _legend(ax)
+    return add_legend(ax)
 
 
 def plot_coin_updates(
@@ -104,7 +106,7 @@ def plot_coin_updates(
         flips: zeros and ones in their order, `(N,)`, or `Data` that observe them.
         model: a `CoinFlip`; by default with a uniform prior.
     """
-    ax = _axes(ax)
+    ax = open_axes(ax)
     x, model = _flips(flips), CoinFlip() if model is None else model
     pi = torch.linspace(0.0005, 0.9995, 1500, dtype=torch.float64)
     colours = plt.get_cmap("viridis_r")(np.linspace(0.12, 0.92, len(at)))
@@ -116,7 +118,7 @@ def plot_coin_updates(
         label = "prior" if n == 0 else f"{n:,} flip{'s' if n > 1 else ''}, {int(x[:n].sum()):,} heads"
         ax.plot(pi, density.exp(), color=colour, label=label)
     ax.set(xlabel="π, chance of heads", ylabel="density of π", xlim=(0, 1), ylim=(0, None))
-    return _legend(ax)
+    return add_legend(ax)
 
 
 def plot_coin_answers(
@@ -129,7 +131,7 @@ def plot_coin_answers(
         at: numbers of flips; by default about evenly spaced on a logarithmic axis.
         model: a `CoinFlip`; by default Beta(2, 2), so that MAP differs from maximum likelihood.
     """
-    ax = _axes(ax)
+    ax = open_axes(ax)
     x, model = _flips(flips), CoinFlip(2.0, 2.0) if model is None else model
     at = sorted({int(n) for n in np.geomspace(1, len(x), 25).round()}) if at is None else at
     answers: dict[str, list[float]] = {"maximum likelihood": [], "MAP": [], "full Bayes": []}
@@ -143,7 +145,7 @@ def plot_coin_answers(
     ax.axhline(float(x.mean()), color=GREY, lw=1, ls=":", label=f"share of heads in all {len(x):,}")
     ax.set_xscale("log")
     ax.set(xlabel="flips seen", ylabel="chance that the next flip is heads", ylim=(-0.03, 1.03))
-    return _legend(ax)
+    return add_legend(ax)
 
 
 def plot_regression(
@@ -163,7 +165,7 @@ def plot_regression(
         lines: posterior draws of the regression line.
         prob: mass of the predictive band.
     """
-    ax = _axes(ax)
+    ax = open_axes(ax)
     data = fit.data.to("cpu") if data is None else data.to("cpu")
     names = data.feature_names or tuple(f"x{d}" for d in range(data.dim))
     j = names.index(feature) if isinstance(feature, str) else feature
@@ -196,7 +198,7 @@ def plot_regression(
     )
     rest = " (others at their means)" if data.dim > 1 else ""
     ax.set(xlabel=f"{names[j]}{rest}", ylabel=data.target_name or "y")
-    return _legend(ax)
+    return add_legend(ax)
 
 
 def plot_contours(
@@ -219,7 +221,7 @@ def plot_contours(
         draws: how many draws of each guide to scatter as well.
         prob: mass inside each guide's ellipse; the exact contours hold 50 %, 90 % and 99 %.
     """
-    ax = _axes(ax)
+    ax = open_axes(ax)
     named = {_guide(fits): fits} if isinstance(fits, Fit) else dict(fits)
     one = next(iter(named.values()))
     exact = _exact(one) if exact is None else exact
@@ -239,7 +241,7 @@ def plot_contours(
         ring = points.mean(0)[:, None] + np.linalg.cholesky(covariance) @ circle
         ax.plot(*ring, color=colour, lw=1.8, label=f"{name}, {prob:.0%}")
     ax.set(xlabel=_entry(one, site, (pair[0],)), ylabel=_entry(one, site, (pair[1],)))
-    return _legend(ax)
+    return add_legend(ax)
 
 
 def plot_people(fit: Fit, *, site: str = "pi", prob: float = 0.9, n: int = 2000, ax: Axes | None = None) -> Axes:
@@ -254,7 +256,7 @@ def plot_people(fit: Fit, *, site: str = "pi", prob: float = 0.9, n: int = 2000,
 
     data = fit.data.to("cpu")
     x, total = (t.double().numpy() for t in (data.observed, data.inputs["total_count"]))
-    ax = _axes(ax, size=(6.4, max(3.0, 0.16 * len(x) + 1.0)))
+    ax = open_axes(ax, size=(6.4, max(3.0, 0.16 * len(x) + 1.0)))
     order = np.argsort(total, kind="stable")
     draws = fit.sample(n)[site].double().numpy()
     tail = (1 - prob) / 2
@@ -278,10 +280,11 @@ def plot_residual_check(fit: Fit, *, n: int = 1000, ax: Axes | None = None) -> A
 
     A known noise that is wrong shows at once: the real spread lies outside what the fit can produce.
     """
-    ax = _axes(ax)
+    ax = open_axes(ax)
     data = fit.data.to("cpu").unscaled()
     y = data.observed if isinstance(data.observed, Tensor) else next(iter(data.observed.values()))
     found = fit.predict(fit.data.inputs, n)
+    assert found.draws is not None
     spread = (found.draws.double() - found.mean).std(1).numpy()
     real = float((y.double() - found.mean).std())
     share = float((spread >= real).mean())
@@ -295,7 +298,7 @@ def plot_residual_check(fit: Fit, *, n: int = 1000, ax: Axes | None = None) -> A
         ylabel="simulated data sets",
         xlim=(both.min() - room, both.max() + room),
     )
-    return _legend(ax)
+    return add_legend(ax)
 
 
 def save(drawn: Mapping[str, Axes], folder: Path) -> list[Path]:
@@ -382,15 +385,3 @@ def _entry(fit: Fit, site: str, index: tuple[int, ...]) -> str:
     words = [str(coords[d][i]) if d in coords else str(i) for d, i in zip([*names, *[""] * len(index)], index, strict=False)]
     label = f"{site}[{', '.join(words)}]" if words else site
     return f"{label} (standardised)" if fit.data.scaler is not None else label
-
-
-def _axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.0)) -> Axes:
-    if ax is None:
-        _, ax = plt.subplots(figsize=size, layout="constrained")
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
-
-
-def _legend(ax: Axes) -> Axes:
-    ax.legend(frameon=False, fontsize=8)
-    return ax

@@ -152,3 +152,9 @@ def test_refusals() -> None:
         used(model, data, "full_rank", estimator="flipout")
     with pytest.raises(ValueError, match="unknown estimator 'rao'; choose 'auto', 'shared', 'local', 'flipout'"):
         used(model, data, "mean_field", estimator="rao")
+
+
+def test_a_ready_guide_is_as_good_as_a_name() -> None:
+    model, data = moons()
+    fit = bz.fit(model, data, guide=bz.guides.MeanField(model, data), steps=1, progress=False)
+    assert (fit.estimator, fit.run.objective.layer_noise) == ("analytic_kl", "local")

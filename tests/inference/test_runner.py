@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -153,3 +154,37 @@ def test_kl_weight_that_cannot_be(problem: Any, options: dict[str, Any], match: 
     model, data = problem
     with pytest.raises(ValueError, match=match):
         bz.fit(model, data, "mean_field", progress=False, **options)
+
+
+class _Scored(dist.Normal):
+    """A normal that gives no gradient through its draws."""
+
+    has_rsample = False
+
+
+def test_reinforce_of_minibatched_local_latents_is_scaled_once() -> None:
+    def model(x: Any = None, *, num_data: Any = None, index: Any = None) -> None:
+        with pyro.plate("data", num_data or len(x), subsample=index, dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    class Guide(pyro.nn.PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.m = torch.nn.Parameter(torch.tensor([0.5, -0.5, 0.0, 1.0], dtype=torch.float64))
+
+        def forward(self, x: Any = None, *, num_data: Any = None, index: Any = None) -> None:
+            m = self.m if index is None else self.m[index]
+            with pyro.plate("data", num_data or len(x), subsample=index, dim=-1):
+                pyro.sample("z", _Scored(m, 1.0))
+
+    data = bz.data.Data(inputs={}, observed=torch.tensor([1.0, 0.0, 2.0, -1.0], dtype=torch.float64))
+    fit = bz.fit(model, data, Guide(), steps=1, optimizer=1e-12, batch_size=2, num_particles=500, progress=False)
+    with fit.run.owned.active(1):
+        kwargs = fit.data.batch(torch.tensor([0, 3]), model)
+        grads = [torch.autograd.grad(fit.run.objective(kwargs)[0], fit.guide.m)[0] for _ in range(60)]
+    found = torch.stack(grads)
+    # d loss / d m_n = 2 m_n - x_n, twice that where a batch of two stands for four rows; five standard errors
+    exact = torch.tensor([0.0, 0.0, 0.0, 6.0], dtype=torch.float64)
+    assert bool(((found.mean(0) - exact).abs() <= 5 * found.std(0) / 60**0.5 + 1e-12).all())
+    assert float(found.std(0)[3] / 60**0.5) < 0.3

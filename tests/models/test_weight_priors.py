@@ -67,6 +67,11 @@ def test_kl_is_registered_and_has_gradients_at_zero() -> None:
     assert float(kl[0]) == pytest.approx(0.0, abs=1e-5)
 
 
+def test_a_draw_that_rounds_to_zero_is_no_infinity() -> None:
+    fn = LogUniform().distribution(torch.Size([2]), 8, torch.zeros(()))
+    assert bool(torch.isfinite(fn.log_prob(torch.tensor([0.0, 1e-9]))).all())
+
+
 def test_nothing_is_drawn_from_an_improper_prior() -> None:
     with pytest.raises(ValueError, match=r"improper.*no prior predictive, no evidence and no calibration"):
         LogUniform().distribution(SHAPE, 8, LIKE).sample()

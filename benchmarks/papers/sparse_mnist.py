@@ -1,0 +1,166 @@
+"""Sparse variational dropout on MNIST beside Molchanov, Ashukha, Vetrov 2017: test error and compression of two LeNets.
+
+The paper's protocol: Adam 1e-3 falling to 0 within 200 epochs, batches of 100, KL weight 0 for 5 epochs and 1 from epoch 20,
+log sigma^2 from -10, weights with log alpha > 3 removed at the end. The rate is held for half of the epochs and then falls
+linearly, which gives a lower training loss than a fall from the start. Nothing is chosen on the test set: the last epoch counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+
+import bayeszoo as bz
+
+from .. import machine, results
+from ..results import table
+
+#: name -> (maker of the network, published test error in percent, published compression).
+NETWORKS: dict[str, tuple[Any, float, float]] = {
+    "lenet-300-100": (bz.models.networks.lenet_300_100, 1.92, 68.0),
+    "lenet-5-caffe": (bz.models.networks.lenet_5_caffe, 0.75, 280.0),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The networks, the seeds and the length."""
+    parser.add_argument("--nets", default=",".join(NETWORKS), help=f"by commas: {', '.join(NETWORKS)}")
+    parser.add_argument("--seeds", default="0,1,2", help="by commas (default 0,1,2)")
+    parser.add_argument("--epochs", type=int, default=200, help="the paper's 200")
+    parser.add_argument("--folder", help="of the IDX files (default: $BAYESZOO_DATA/mnist)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def measure(net: torch.nn.Module, train: bz.data.Data, test: bz.data.Data, epochs: int, seed: int, device: str = "auto") -> Any:
+    """Fits, prunes and tests one network; percent, ratios and seconds."""
+    model = bz.models.BayesianNN(net, prior="log_uniform")
+    fit = bz.fit(
+        model,
+        train,
+        guide="sparse_vd",
+        epochs=epochs,
+        batch_size=100,
+        optimizer=1e-3,
+        schedule=lambda step, steps: min(1.0, 2 - 2 * step / steps),
+        estimator="local",
+        seed=seed,
+        device=device,
+        progress=False,
+    )
+    sparse = fit.sparsify()
+    labels = test.observed
+    assert isinstance(labels, torch.Tensor)
+    with torch.no_grad():
+        guesses = torch.cat([sparse.network(part).argmax(1) for part in test.inputs["x"].split(500)])
+    wrong = int((guesses != labels).sum())
+    return {
+        "seed": seed,
+        "error": 100 * wrong / len(test),
+        "compression": sparse.compression,
+        "sparsity": {layer.name: 100 * layer.sparsity for layer in sparse.layers},
+        "bytes": [sparse.dense_bytes, sparse.bytes],
+        "seconds_an_input": [sparse.dense_seconds, sparse.seconds],
+        "seconds": fit.seconds,
+        "step": fit.timings["steps"] / len(fit.losses),
+        "engine": fit.engine,
+        "loss": fit.loss,
+    }
+
+
+def main(asked: argparse.Namespace, out: Path) -> None:
+    """All networks and seeds; results are written after each run."""
+    train, test = (bz.data.load("mnist", split=split, folder=asked.folder) for split in ("train", "test"))
+    about = {
+        "machine": machine.describe("cpu" if asked.device == "auto" else asked.device, torch.get_num_threads()),
+        "epochs": asked.epochs,
+    }
+    runs: dict[str, list[Any]] = {}
+    for name in asked.nets.split(","):
+        for seed in (int(s) for s in asked.seeds.split(",")):
+            torch.manual_seed(seed)
+            found = measure(NETWORKS[name][0](), train, test, asked.epochs, seed, asked.device)
+            runs.setdefault(name, []).append(found)
+            said = (
+                f"{name} seed {seed}: {found['error']:.2f} %, compression {found['compression']:.1f}x, {found['seconds']:.0f} s"
+            )
+            print(said, file=sys.stderr, flush=True)
+            results.write(
+                out, "sparse_mnist", {**about, "runs": runs}, "Sparse variational dropout on MNIST", render(runs, asked.epochs)
+            )
+    draw(runs, out / "sparse_mnist.png")
+
+
+def render(runs: Mapping[str, list[Any]], epochs: int) -> str:
+    """Medians over the seeds beside the paper's figures, then every run."""
+    head = [
+        "network",
+        "seeds",
+        "test error",
+        "paper",
+        "compression",
+        "paper",
+        "sparsity of the layers",
+        "bytes on disk",
+        "us an input",
+    ]
+    rows = []
+    for name, found in runs.items():
+        _, error, compression = NETWORKS[name]
+        middle = sorted(found, key=lambda run: run["compression"])[len(found) // 2]
+        rows.append(
+            [
+                name,
+                str(len(found)),
+                f"{statistics.median(r['error'] for r in found):.2f} %",
+                f"{error} %",
+                f"{statistics.median(r['compression'] for r in found):.1f}x",
+                f"{compression:.0f}x",
+                " / ".join(f"{value:.1f}" for value in middle["sparsity"].values()),
+                " → ".join(f"{value:,}" for value in middle["bytes"]),
+                " → ".join(f"{1e6 * value:.2f}" for value in middle["seconds_an_input"]),
+            ]
+        )
+    every = [
+        [
+            name,
+            str(r["seed"]),
+            f"{r['error']:.2f} %",
+            f"{r['compression']:.1f}x",
+            f"{r['seconds']:.0f} s",
+            f"{1e3 * r['step']:.2f} ms",
+        ]
+        for name, found in runs.items()
+        for r in found
+    ]
+    return "\n\n".join(
+        [
+            f"{epochs} epochs; the median over seeds, the last epoch of each, nothing chosen on the test set. Compression is all weights "
+            "over those that are left, biases not counted, as in the paper.",
+            table(head, rows),
+            table(["network", "seed", "test error", "compression", "time", "a step"], every),
+            "![test error and compression](sparse_mnist.png)",
+        ]
+    )
+
+
+def draw(runs: Mapping[str, list[Any]], path: Path) -> None:
+    """Each run a point, the paper a cross."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for k, (name, found) in enumerate(runs.items()):
+        axes.plot([r["compression"] for r in found], [r["error"] for r in found], "o", color=f"C{k}", label=name)
+        axes.plot(NETWORKS[name][2], NETWORKS[name][1], "x", ms=9, color=f"C{k}", label=f"{name}, the paper")
+    axes.set_xscale("log")
+    axes.set_xlabel("all weights / weights left")
+    axes.set_ylabel("test error (%)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,205 @@
+"""Reproduced figures: what is read, chosen, scored and concluded, on data small enough to know the answers."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.papers import __main__ as command
+from benchmarks.papers import labels, labels_report, uci, uci_report
+from benchmarks.papers.published import PUBLISHED, beats
+from benchmarks.papers.timing import Timing, limit
+
+
+def linear_table(rows: int = 60, splits: int = 2) -> uci.Table:
+    """y = 3 x_1 - x_2 + N(0, 0.5^2), one of five rows a test row."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(rows, 2)) * [1.0, 10.0] + [0.0, 100.0]
+    y = 3 * x[:, 0] - x[:, 1] + 0.5 * generator.normal(size=rows)
+    return uci.Table("boston", x, y, np.stack([np.arange(rows) % 5 == k for k in range(splits)]))
+
+
+def test_published_figures_are_the_papers() -> None:
+    sets = ("boston", "concrete", "energy", "yacht")
+    rows = {key: [paper.figures[name] for name in sets] for key, paper in PUBLISHED.items()}
+    assert rows == {
+        "pbp": [(3.01, -2.57), (5.67, -3.16), (1.80, -2.04), (1.02, -1.63)],
+        "dropout": [(2.90, -2.40), (4.82, -2.93), (0.54, -1.21), (0.67, -1.25)],
+        "ensembles": [(3.28, -2.41), (6.03, -3.06), (2.09, -1.38), (1.58, -1.18)],
+    }
+    assert tuple(uci.FILES) == sets
+    assert beats((2.9, -2.5), (3.01, -2.57))
+    assert not beats((2.9, -2.6), (3.01, -2.57))
+    assert not beats((3.1, -2.5), (3.01, -2.57))
+
+
+def test_splits_are_unpacked_and_scaled_by_training_rows(tmp_path: Path) -> None:
+    table = linear_table(rows=21)
+    np.savez(tmp_path / "yacht.npz", x=table.x, y=table.y, test_mask=np.packbits(table.test, axis=1), n=np.int64(21))
+    found = uci.read("yacht", tmp_path)
+    assert (found.test == table.test).all()
+    data = found.training(1)
+    rows = ~table.test[1]
+    assert isinstance(data.observed, torch.Tensor)
+    # float32: means of 16 standardised values
+    np.testing.assert_allclose(data.inputs["x"].mean(0), 0.0, atol=1e-6)
+    assert float(data.observed.std(correction=0)) == pytest.approx(1.0, abs=1e-6)
+    inputs, outcomes = found.held_out(1)
+    expected = (table.x[~rows] - table.x[rows].mean(0)) / table.x[rows].std(0)
+    np.testing.assert_allclose(data.encode(inputs)["x"], expected, atol=1e-5)
+    np.testing.assert_array_equal(outcomes, table.y[~rows])
+    with pytest.raises(SystemExit, match=r"energy\.npz"):
+        uci.read("energy", tmp_path)
+
+
+def test_a_point_with_known_noise_has_the_closed_form_score() -> None:
+    """One draw of a point is N(net(x), sigma^2): its log likelihood is known from the RMSE alone, in the target's unit."""
+    table = linear_table()
+    data, (x, y) = table.training(0), table.held_out(0)
+    score = uci.fit_and_score(
+        data, "map", uci.Setting(1.0, 0.2), data.encode(x), y, steps=200, draws=3, seed=0, timing=Timing(), compile=False
+    )
+    sigma = 0.2 * table.y[~table.test[0]].std()
+    expected = -0.5 * math.log(2 * math.pi * sigma**2) - score.rmse**2 / (2 * sigma**2)
+    # float32 means of standardised targets near 1: relative errors of 1e-6 in a residual of some sigma
+    assert score.log_likelihood == pytest.approx(expected, abs=1e-4)
+    assert 0.3 < score.rmse < 0.5 * table.y.std()  # the noise is 0.5, and guessing the mean has the sd
+
+
+def test_the_setting_with_the_highest_validation_score_is_chosen() -> None:
+    table = linear_table()
+    # A noise of a hundredth of the residuals' size is hopeless, whatever the seed.
+    settings = (uci.Setting(1.0, 0.001), uci.Setting(1.0, 0.1))
+    recipe = uci.Recipe(100, settings)
+    cell = uci.measure(table, "map", recipe, [0, 1], halves=1, compile=False)
+    assert cell["chosen"] == ["prior 1, noise 0.1"] * 2
+    assert len(cell["validation"]) == 1
+    assert len(cell["scores"]) == cell["timing"]["fits"] == cell["choosing"]["fits"] == 2
+    each = uci.measure(table, "map", recipe, [0, 1], each=True, halves=1, compile=False)
+    assert len(each["validation"]) == 2
+
+
+def cell(rmse: list[float], density: list[float], **more: Any) -> dict[str, Any]:
+    timing = {
+        "fits": 2, "seconds": 4.0, "median_fit": 2.0, "first_compile": 9.0, "median_compile": 0.5, "median_steps": 1.2,
+        "median_evaluation": 0.1, "step_us": 60.0,
+    }  # fmt: skip
+    scores = [{"rmse": r, "log_likelihood": d} for r, d in zip(rmse, density, strict=True)]
+    made = {"steps": 100, "splits": [0, 1], "chosen": ["prior 1"] * 2, "each": False, "validation": [{}], "scores": scores}
+    return made | {"timing": timing, "choosing": {"fits": 0, "seconds": 0.0}} | more
+
+
+def test_uci_report_says_who_beats_whom() -> None:
+    found = {"yacht": {"mean_field": cell([0.5, 0.7], [-1.0, -1.2]), "map": cell([0.5, 0.7], [-3.0, -1.2])}}
+    text = uci_report.render(found)
+    # mean 0.6, sd sqrt(0.02), standard error 0.1
+    assert "| `mean_field` | **0.60 ± 0.10 / -1.10 ± 0.10** |" in text
+    assert "| `map` | 0.60 ± 0.10 / -2.10 ± 0.90 |" in text
+    assert "| PBP | `mean_field` |" in text
+    assert "| dropout, 2018 grid | `mean_field` |" in text
+    assert "| PBP | 1.02 / -1.63 |" in text
+    assert limit(found["yacht"]["map"]["timing"]) == "steps, 60%"
+    assert "on the first split's training rows" not in text
+    mixed = {"yacht": found["yacht"] | {"map": cell([1.0, 1.0], [-1.0, -1.0], each=True, chosen=["prior 1", "prior 2"])}}
+    assert "each split; 1 of 2: prior 1" in uci_report.render(mixed)
+
+
+def test_uci_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = linear_table(splits=20)
+    folder = tmp_path / "data/uci"
+    folder.mkdir(parents=True)
+    np.savez(folder / "yacht.npz", x=table.x, y=table.y, test_mask=np.packbits(table.test, axis=1), n=np.int64(60))
+    monkeypatch.setenv("BAYESZOO_DATA", str(tmp_path / "data"))
+    short = {name: dataclasses.replace(recipe, steps=5, settings=recipe.settings[:1]) for name, recipe in uci.RECIPES.items()}
+    monkeypatch.setattr(uci, "RECIPES", short)
+    common = ["uci", "--sets", "yacht", "--splits", "2", "--eager", "--out", str(tmp_path)]
+    command.main([*common, "--guides", "map"])
+    command.main([*common, "--guides", "mean_field,mc_dropout", "--add"])
+    whole = json.loads((tmp_path / "uci.json").read_text())
+    assert list(whole["sets"]["yacht"]) == ["map", "mc_dropout", "mean_field"]
+    assert all(math.isfinite(s["log_likelihood"]) for c in whole["sets"]["yacht"].values() for s in c["scores"])
+    assert (tmp_path / "uci.png").stat().st_size > 1000
+    assert (tmp_path / "uci.md").read_text().startswith("# UCI regression")
+    with pytest.raises(SystemExit, match="unknown guide 'mean'; choose from"):
+        command.main([*common, "--guides", "mean"])
+    monkeypatch.delenv("BAYESZOO_DATA")
+    with pytest.raises(SystemExit, match="set BAYESZOO_DATA"):
+        command.main(common)
+
+
+def points(**scores: list[float]) -> dict[str, Any]:
+    """Cells in which all three scores follow one list: high is good."""
+    return {
+        family: cell([], []) | {"scores": [{"accuracy": v, "nll": 1 - v, "ece": 0.1} for v in values]}
+        for family, values in scores.items()
+    }
+
+
+def test_verdicts_are_paired_tests() -> None:
+    base = [0.80, 0.85, 0.90, 0.95, 0.99]
+    assert labels_report.verdict([b + 0.01 + 0.001 * k for k, b in enumerate(base)], base, "accuracy") == "wins"
+    assert labels_report.verdict([b + 0.01 + 0.001 * k for k, b in enumerate(base)], base, "nll") == "loses"
+    assert labels_report.verdict([0.99, 0.80, 0.95, 0.85, 0.90], base, "accuracy") == "no difference"
+    # gains 1, 1, 1, 1, 0 of mean 0.8 and standard error 0.2: t = 4 > 2.78; with one more zero t = 2.45 < 2.78
+    assert labels_report.verdict([1, 1, 1, 1, 0], [0] * 5, "accuracy") == "wins"
+    assert labels_report.verdict([1, 1, 1, 0, 0], [0] * 5, "accuracy") == "no difference"
+    assert labels_report.verdict([0.9], [0.1], "accuracy") == "no difference"
+
+
+def test_labels_report_says_where_bayes_does_not_win() -> None:
+    few = points(mle=[0.5, 0.6, 0.7], map=[0.6, 0.7, 0.8], mean_field=[0.7, 0.81, 0.9], ensemble=[0.5, 0.59, 0.7])
+    many = points(mle=[0.9, 0.9, 0.9], map=[0.8, 0.8, 0.8], mean_field=[0.8, 0.95, 0.9])
+    text = labels_report.render({"100": few, "1000": many}, "64-50-50-10", 6310)
+    line = re.search(r"- \*\*accuracy\.\*\* (.*)", text)
+    assert line is not None
+    won, rest = line[1].split(" It does not win with ")
+    even, lost = rest.split(" It loses with ")
+    assert won == "Bayes wins with `mean_field` at 100 (over `map`)."
+    assert "`mean_field` at 1,000 (over `mle`)" in even
+    assert lost == "`ensemble` at 100 (over `map`)."
+    assert "Gain in accuracy of the best Bayesian fit over the best point: +0.103 with 100 labels, -0.017 with 1,000" in text
+    assert "100 labels (0.0158 a parameter)" in text
+    assert "Bayes wins nowhere" in text  # the calibration errors are all equal
+
+
+def test_labels_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = {
+        name: tuple(dataclasses.replace(s, steps=5) for s in settings[: 2 if name == "map" else 1])
+        for name, settings in labels.FAMILIES.items()
+    }
+    monkeypatch.setattr(labels, "FAMILIES", short)
+    given = ["labels", "--seeds", "2", "--eager", "--out", str(tmp_path)]
+    command.main([*given, "--labels", "20,40", "--families", "map"])
+    command.main([*given, "--labels", "40", "--families", "mc_dropout", "--add"])
+    whole = json.loads((tmp_path / "labels_digits.json").read_text())
+    assert whole["parameters"] == 64 * 50 + 50 + 50 * 50 + 50 + 50 * 10 + 10
+    assert list(whole["points"]) == ["20", "40"]
+    assert list(whole["points"]["40"]) == ["map", "mc_dropout"]
+    assert (tmp_path / "labels_digits.png").stat().st_size > 1000
+    assert "64-50-50-10 with 6,310 weights" in (tmp_path / "labels_digits.md").read_text()
+    with pytest.raises(SystemExit, match="unknown family 'mep'"):
+        command.main([*given, "--families", "mep"])
+
+
+def test_no_test_image_is_among_the_labelled() -> None:
+    pool, test = labels.pool_and_test("digits", 3)
+    seen = {row.numpy().tobytes() for row in pool.inputs["x"]}
+    # digits has no two equal pictures: a row in both parts would be one example
+    assert not any(row.numpy().tobytes() in seen for row in test.inputs["x"])
+    assert len(pool) + len(test) == 1797
+
+
+def test_every_benchmark_has_a_line_and_its_options() -> None:
+    for name, module in command.BENCHMARKS.items():
+        assert (module.__doc__ or "").splitlines()[0].endswith("."), name
+        module.add_arguments(argparse.ArgumentParser())
+    assert command.arguments(["labels", "--data", "mnist"]).data == "mnist"
