@@ -129,6 +129,8 @@ def test_no_file_names_a_machine_or_leaves_work_open(root: Path) -> None:
     found = []
     for path in files:
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            if '"image/png": "' in line:  # a notebook's picture, whose letters mean nothing
+                continue
             if homes.search(line) or open_ends.search(line):
                 found.append(f"{path.relative_to(root)}:{number}: {line.strip()[:120]}")
     assert found == []

@@ -390,8 +390,8 @@ def test_not_finite_at_the_same_step_with_the_same_words() -> None:
     failures = []
     for compile in (False, True):
         with pytest.raises(bz.inference.NonFiniteError, match=r"NaN at step .* 'y'") as caught:
-            # A draw of `a` above 0.4 is some two posterior sds away.
-            fit_slope(lambda a, b: 0.0 * torch.sqrt(0.4 - a), compile=compile, steps=2000)
+            # A draw of `a` above 0.6 is more than three posterior sds away: it comes after many steps.
+            fit_slope(lambda a, b: 0.0 * torch.sqrt(0.6 - a), compile=compile, steps=2000)
         failures.append(caught.value)
     eager, compiled_ = failures
     assert len(eager.fit.losses) > 10

@@ -379,6 +379,20 @@ def test_restarts_that_predict_something_else(large):
     assert not any("elsewhere" in text for text in same.warnings)
 
 
+def test_weights_that_cannot_be_trusted_move_nothing(small):
+    """Of a small network whose k-hat is too high the PSIS moments are those of a few draws: they are not shown."""
+    narrow = copy.deepcopy(small.run)
+    with torch.no_grad():
+        narrow.owned.guide.log_scale.sub_(1.5)
+    narrow.objective.guide = narrow.owned.guide
+    found = dataclasses.replace(small, runs=(narrow,), best=0).diagnose()
+    assert found.k_verdict == "too high"
+    assert all(x.psis_mean is None for x in (*found.latents, *found.functions))
+    assert not found.loo.weighted
+    assert not any("importance weights move" in text for text in found.warnings)
+    assert any("a network's predictions can be good" in note for note in found.notes)
+
+
 def test_verdicts_without_a_k_hat(large):
     settled = copy.deepcopy(large)
     for run in settled.runs:

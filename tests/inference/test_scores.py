@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import bayeszoo as bz
-from bayeszoo.inference import averaging
+from bayeszoo.inference import averaging, tiles
 from bayeszoo.inference.likelihoods import Likelihoods, parameters_of
 from bayeszoo.inference.predictive import Tally, latent_draws, seeds_of
 from bayeszoo.inference.scores import ClassScores, NumberScores, auroc, calibration_error, reliability
@@ -295,7 +295,9 @@ def test_mean_weights_of_other_guides_are_averaged(monkeypatch):
     assert float(found["b"]) == pytest.approx(5.0, abs=4 * math.sqrt(18 / 1000))
 
 
-def test_time_grows_with_the_networks(fit):
+@pytest.mark.parametrize("limit", [30_000, 10**8])
+def test_time_grows_with_the_networks(fit, limit, monkeypatch):
+    monkeypatch.setattr(tiles, "TILE_BYTES", limit)  # a few networks at once, or all
     curve = fit.averaging_curve(blobs(60), ks=(1, 100), repeats=3)
     # A hundred networks take many times as long as one; twice leaves room for whatever else the machine does.
     assert curve.rows[1].seconds > 2 * curve.rows[0].seconds > 0
