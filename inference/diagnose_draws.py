@@ -29,6 +29,8 @@ LEAST_DRAWS = 100
 
 #: Products of draws, observations and weights that a diagnosis of a network computes: some seconds on one core.
 DIAGNOSED_PRODUCTS = 50_000_000_000
+#: Drawing a weight takes as long as so many products.
+_DRAWING = 500
 
 _RICHER = {
     "mean_field": "'full_rank', or 'structured' where latents depend on each other in the model's order",
@@ -89,9 +91,9 @@ class Material:
         return not self.fit.run.point or any(bool((v != v[:1]).any()) for v in self.draws[self.fit.best].values.values())
 
 
-def affordable(fit: Fit, n: int, rows: int) -> int:
+def affordable(fit: Fit, n: int, rows: int, restarts: int = 1) -> int:
     """Draws of a network for so many observations."""
-    return min(n, max(LEAST_DRAWS, DIAGNOSED_PRODUCTS // (num_shared(fit.program) * rows)))
+    return min(n, max(LEAST_DRAWS, DIAGNOSED_PRODUCTS // (num_shared(fit.program) * (rows + _DRAWING) * restarts)))
 
 
 def gather(fit: Fit, n: int, held_out: Any, seed: int, notes: list[str]) -> Material:
@@ -102,7 +104,7 @@ def gather(fit: Fit, n: int, held_out: Any, seed: int, notes: list[str]) -> Mate
     if functions is not None and found.hopeless:
         loo = fit.objective == "elbo" and len(fit.data) <= LOO_LIMIT
         rows = MOST_INPUTS + (len(fit.data) if loo else 0)
-        found.num = affordable(fit, n, rows * len(fit.runs))
+        found.num = affordable(fit, n, rows, len(fit.runs))
         if found.num < n:
             notes.append(f"{found.num} draws instead of {n}, because each costs {size} weights times {rows} inputs a restart")
         collected = collect_network(fit, found.num, seed, Wanted(_nothing, functions, fit if loo else None))

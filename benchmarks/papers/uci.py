@@ -220,7 +220,7 @@ def measure(
         scores.append(score)
         chosen.append(str(setting))
     return {
-        "steps": recipe.steps, "splits": list(splits), "chosen": chosen, "each": each, "validation": looked,
+        "steps": recipe.steps, "warm_up": guide in ELBO_FAMILIES, "splits": list(splits), "chosen": chosen, "each": each, "validation": looked,
         "scores": [asdict(s) for s in scores], "timing": timing.summary(), "choosing": choosing.summary(),
     }  # fmt: skip
 

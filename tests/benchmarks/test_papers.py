@@ -94,7 +94,15 @@ def cell(rmse: list[float], density: list[float], **more: Any) -> dict[str, Any]
         "median_evaluation": 0.1, "step_us": 60.0,
     }  # fmt: skip
     scores = [{"rmse": r, "log_likelihood": d} for r, d in zip(rmse, density, strict=True)]
-    made = {"steps": 100, "splits": [0, 1], "chosen": ["prior 1"] * 2, "each": False, "validation": [{}], "scores": scores}
+    made = {
+        "steps": 100,
+        "warm_up": False,
+        "splits": [0, 1],
+        "chosen": ["prior 1"] * 2,
+        "each": False,
+        "validation": [{}],
+        "scores": scores,
+    }
     return made | {"timing": timing, "choosing": {"fits": 0, "seconds": 0.0}} | more
 
 
@@ -109,6 +117,9 @@ def test_uci_report_says_who_beats_whom() -> None:
     assert "| PBP | 1.02 / -1.63 |" in text
     assert limit(found["yacht"]["map"]["timing"]) == "steps, 60%"
     assert "on the first split's training rows" not in text
+    assert "untempered" not in text
+    part = uci_report.render({"yacht": found["yacht"] | {"low_rank": cell([1.0, 1.0], [-1.0, -1.0], warm_up=True)}})
+    assert "the untempered ELBO: `low_rank` on yacht. All others" in part
     mixed = {"yacht": found["yacht"] | {"map": cell([1.0, 1.0], [-1.0, -1.0], each=True, chosen=["prior 1", "prior 2"])}}
     assert "each split; 1 of 2: prior 1" in uci_report.render(mixed)
 

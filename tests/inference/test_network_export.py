@@ -359,7 +359,8 @@ def test_thousands_of_weights_are_judged_by_functions_and_predictions(large):
 
 
 def test_few_draws_where_each_is_dear(large, monkeypatch):
-    monkeypatch.setattr(diagnose_draws, "DIAGNOSED_PRODUCTS", 2723 * (100 + 50) * 2 * 120)
+    # weights, inputs of f and observations and what drawing costs, restarts, draws
+    monkeypatch.setattr(diagnose_draws, "DIAGNOSED_PRODUCTS", 2723 * (100 + 50 + diagnose_draws._DRAWING) * 2 * 120)
     found = large.diagnose(n=1000)
     assert found.num_draws == 120
     assert any("120 draws instead of 1000" in note for note in found.notes)
