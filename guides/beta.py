@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..inference.program import BoundData
-from ..inference.start import Start
+from ..inference.target.program import BoundData
+from ..inference.target.start import Start
 from .continuous import ContinuousGuide, Plates, prior_scale_values
 from .path_derivative import PathDerivative
 

@@ -18,9 +18,9 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..inference.program import DATA_PLATE, BoundData, Program, Site, describe
-from ..inference.start import DENSE_LIMIT, Start
-from ..inference.unconstrained import Unconstrained
+from ..inference.target.program import DATA_PLATE, BoundData, Program, Site, describe
+from ..inference.target.start import DENSE_LIMIT, Start
+from ..inference.target.unconstrained import Unconstrained
 
 
 class ContinuousGuide(PyroModule):

@@ -11,7 +11,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ..inference.program import BoundData, Site, describe
+from ..inference.target.program import BoundData, Site, describe
 from .continuous import Plates
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inference.program import BoundData
+from ..inference.target.program import BoundData
 from .masked_weights import DroppedInputs, MaskedWeights
 from .weights import WeightGuide
 

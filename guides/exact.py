@@ -7,7 +7,7 @@ from typing import Any
 
 from pyro.nn import PyroModule
 
-from ..inference.program import BoundData
+from ..inference.target.program import BoundData
 
 
 class Exact(PyroModule):

@@ -17,8 +17,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..inference.program import BoundData
-from ..inference.start import Start
+from ..inference.target.program import BoundData
+from ..inference.target.start import Start
 from .continuous import ContinuousGuide, Plates, prior_scale_values, sample_joint
 
 

@@ -14,8 +14,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..inference.program import BoundData
-from ..inference.start import Start
+from ..inference.target.program import BoundData
+from ..inference.target.start import Start
 from .continuous import ContinuousGuide, Plates, prior_scale_values
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..inference.program import BoundData, describe
+from ..inference.target.program import BoundData, describe
 from .beta import BetaGuide
 from .discrete import DiscreteGuide
 from .dropout import ConcreteDropout, DropConnect, McDropout

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from ..inference.program import BoundData, Site
-from ..inference.start import Start
-from ..inference.unconstrained import Unconstrained
+from ..inference.target.program import BoundData, Site
+from ..inference.target.start import Start
+from ..inference.target.unconstrained import Unconstrained
 from .continuous import ContinuousGuide, Plates, prior_scale_values
 from .path_derivative import PathDerivative
 

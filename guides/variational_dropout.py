@@ -21,7 +21,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..inference.program import BoundData, Site
+from ..inference.target.program import BoundData, Site
 from .continuous import is_real, normal_in
 from .weights import WeightGuide
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, biject_to
 
-from ..inference.program import BoundData, Site
-from ..inference.start import Start
+from ..inference.target.program import BoundData, Site
+from ..inference.target.start import Start
 from .continuous import ContinuousGuide, Plates, prior_scale_values
 
 

@@ -5,14 +5,14 @@ if __name__ != "bayeszoo.inference":
         "this folder is the package bayeszoo.inference: write 'import bayeszoo.inference', not 'import inference'"
     )
 
-from .compiled import NotCompiledWarning
-from .gradient_table import GradientVariance
-from .gradient_variance import gradient_variance
-from .prediction import Prediction
-from .reference import Reference, reference
+from .diagnosis.reference import Reference, reference
+from .engine.compiled import NotCompiledWarning
+from .engine.training import NonFiniteError, Progress
+from .estimators.gradient_table import GradientVariance
+from .estimators.gradient_variance import gradient_variance
+from .prediction.prediction import Prediction
 from .result import Fit, Run
 from .runner import fit
-from .training import NonFiniteError, Progress
 
 __all__ = [
     "Fit",

@@ -27,8 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .program import Program
 from .result import Fit, Run
+from .target.program import Program
 
 #: Counts up when files of an older layout can no longer be read.
 FORMAT = 1

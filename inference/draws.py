@@ -10,10 +10,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .density import EachDraw, draw_discrete, guide_factors, guide_values, log_joint, total
-from .noise import vmap_random
-from .owned import Owned
-from .program import Program
+from .engine.noise import vmap_random
+from .engine.owned import Owned
+from .target.density import EachDraw, draw_discrete, guide_factors, guide_values, log_joint, total
+from .target.program import Program
 
 #: Memory that one chunk of mapped draws may take beside its result, in bytes.
 CHUNK_BYTES = 60_000_000

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .density import EachDraw, log_likelihood
+from .diagnosis.psis import smooth
+from .diagnosis.selfcheck import contradiction, widening
 from .draws import Draws, chunk_size, draw
-from .layer_noise import base_of
-from .new_inputs import check_scale, new_inputs, observed_site
-from .objective import Objective
-from .owned import Owned
-from .prediction import Prediction
-from .predictive import predictive
-from .program import Program
-from .psis import smooth
-from .selfcheck import contradiction, widening
-from .training import History
+from .engine.owned import Owned
+from .engine.training import History
+from .estimators.layer_noise import base_of
+from .estimators.objective import Objective
+from .prediction.new_inputs import check_scale, new_inputs, observed_site
+from .prediction.prediction import Prediction
+from .prediction.predictive import predictive
+from .target.density import EachDraw, log_likelihood
+from .target.program import Program
 
 if TYPE_CHECKING:
-    from .averaging import AveragingCurve
-    from .scores import ClassScores, NumberScores
+    from .prediction.averaging import AveragingCurve
+    from .prediction.scores import ClassScores, NumberScores
 
 #: With more latents than this no ratio of densities over all of them is even, however good the guide is.
 HOPELESS = 2_000
@@ -348,7 +348,7 @@ class Fit:
 
     def averaging_curve(self, test: Any, ks: Sequence[int] = (1, 2, 5, 10, 30, 100), **options: Any) -> AveragingCurve:
         """One network, k networks, the mean weights: accuracy and time; see `averaging.averaging_curve`."""
-        from .averaging import averaging_curve
+        from .prediction.averaging import averaging_curve
 
         return averaging_curve(self, test, ks, **options)
 
@@ -395,25 +395,25 @@ class Fit:
 
     def to_arviz(self, n: int = 1000, **options: Any) -> Any:
         """The fit as an ArviZ `DataTree` with `n` draws a chain, chains being restarts; see `export.to_arviz`."""
-        from .export import to_arviz
+        from .export.export import to_arviz
 
         return to_arviz(self, n, **options)
 
     def loo(self, n: int = 1000, *, site: str | None = None, seed: int | None = None) -> Any:
         """Leave-one-out cross-validation with k-hat for every observation; see `loo.loo`."""
-        from .loo import loo
+        from .diagnosis.loo import loo
 
         return loo(self, n, site=site, seed=seed)
 
     def diagnose(self, reference: Any = None, n: int = 1000, held_out: Any = None, *, seed: int | None = None) -> Any:
         """How far this fit is from the posterior, as far as can be told; see `diagnose.diagnose`."""
-        from .diagnose import diagnose
+        from .diagnosis.diagnose import diagnose
 
         return diagnose(self, reference, n, held_out, seed=seed)
 
     def sparsify(self, threshold: float = 3.0, batch_size: int = 128, format: str = "fastest") -> Any:
         """The network of a `BayesianNN` as a plain torch network without the weights that are noise; see `sparsify.sparsify`."""
-        from .sparsify import sparsify
+        from .pruning.sparsify import sparsify
 
         return sparsify(self, threshold, batch_size, format)
 

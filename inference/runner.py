@@ -11,17 +11,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .compiled import Mode
-from .convergence import Plan
-from .layer_noise import LAYER_NOISES, LayerNoise
-from .objective import ESTIMATORS, Discrete, Estimator
-from .owned import GuideBuilder, own
-from .progress import progress_callback
-from .restart import Restart, Settings, Wishes
+from .engine.compiled import Mode
+from .engine.convergence import Plan
+from .engine.owned import GuideBuilder, own
+from .engine.progress import progress_callback
+from .engine.restart import Restart, Settings, Wishes
+from .engine.schedule import Schedule
+from .engine.stacked import stack
+from .engine.training import Callback, NonFiniteError
+from .estimators.layer_noise import LAYER_NOISES, LayerNoise
+from .estimators.objective import ESTIMATORS, Discrete, Estimator
 from .result import Fit, Run
-from .schedule import Schedule
-from .stacked import stack
-from .training import Callback, NonFiniteError
 
 
 def fit(

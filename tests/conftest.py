@@ -53,9 +53,9 @@ def shared_data() -> Path:
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captured graphs run operation by operation: compiling takes seconds, and has tests of its own."""
-    from bayeszoo.inference import compiled
-    from bayeszoo.inference.capture import Graph
-    from bayeszoo.inference.inductor import Compiled
+    from bayeszoo.inference.engine import compiled
+    from bayeszoo.inference.engine.capture import Graph
+    from bayeszoo.inference.engine.inductor import Compiled
 
     def as_it_is(graph: Graph) -> Compiled:
         return Compiled(graph.module, None)

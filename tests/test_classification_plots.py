@@ -18,9 +18,9 @@ from torch import Tensor
 
 import bayeszoo as bz
 from bayeszoo import plots
-from bayeszoo.inference.averaging import AveragingCurve, AveragingRow
-from bayeszoo.inference.predictive import Tally
-from bayeszoo.inference.scores import calibration_error
+from bayeszoo.inference.prediction.averaging import AveragingCurve, AveragingRow
+from bayeszoo.inference.prediction.predictive import Tally
+from bayeszoo.inference.prediction.scores import calibration_error
 
 
 @pytest.fixture(autouse=True)

@@ -153,9 +153,9 @@ def test_the_summary_says_what_ran_the_steps(word: str, line: str) -> None:
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_a_fit_that_is_not_compiled_says_why_on_stderr(monkeypatch: pytest.MonkeyPatch, quiet: bool) -> None:
-    monkeypatch.setattr("bayeszoo.inference.compiled.COMPILE_SECONDS", 0.0)
-    monkeypatch.setattr("bayeszoo.inference.compiled.COMPILE_SECONDS_A_NODE", 0.0)
-    monkeypatch.setattr("bayeszoo.inference.inductor.shutil.which", lambda _: None)
+    monkeypatch.setattr("bayeszoo.inference.engine.compiled.COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr("bayeszoo.inference.engine.compiled.COMPILE_SECONDS_A_NODE", 0.0)
+    monkeypatch.setattr("bayeszoo.inference.engine.inductor.shutil.which", lambda _: None)
     command = ["fit", "coin_flip", "--guide", "mean_field", "--steps", "20"]
     result = runner.invoke(app, [*command, "--quiet" if quiet else "--json"])
     assert result.exit_code == 0, result.output

@@ -15,7 +15,11 @@ import pytest
 FOLDERS = ("models", "guides", "inference")
 
 #: Where a description of a model comes from, for guides: all that they may take from inference.
-DESCRIPTION = {"bayeszoo.inference.program", "bayeszoo.inference.start", "bayeszoo.inference.unconstrained"}
+DESCRIPTION = {
+    "bayeszoo.inference.target.program",
+    "bayeszoo.inference.target.start",
+    "bayeszoo.inference.target.unconstrained",
+}
 
 #: Kinds of files that people write by hand.
 WRITTEN = {".py", ".md", ".toml", ".txt", ".cff", ".yml", ".yaml", ".ipynb", ".sh", ""}
@@ -25,7 +29,16 @@ def package_files(root: Path) -> dict[str, Path]:
     """Dotted module name -> file, for everything that the package ships."""
     places = {"bayeszoo": root / "src/bayeszoo", "bayeszoo.data": root / "src/bayeszoo/data"}
     places |= {f"bayeszoo.{name}": root / name for name in FOLDERS}
-    return {f"{package}.{p.stem}": p for package, folder in places.items() for p in sorted(folder.glob("*.py"))}
+    return {_module(package, p.relative_to(folder)): p for package, folder in places.items() for p in _files(folder, package)}
+
+
+def _files(folder: Path, package: str) -> list[Path]:
+    """Python files of a folder and, outside the front door, whose parts are packages of their own here, of those below it."""
+    return sorted(folder.glob("*.py") if package == "bayeszoo" else folder.rglob("*.py"))
+
+
+def _module(package: str, path: Path) -> str:
+    return ".".join([package, *path.with_suffix("").parts])
 
 
 def imports_of(name: str, path: Path) -> Iterator[str]:

@@ -19,14 +19,14 @@ _HOME = {
     "compare": "comparing",
     "fit": "fitting",
     "load": "saving",
-    "reference": "inference.reference",
+    "reference": "inference.diagnosis.reference",
 }
 
 if TYPE_CHECKING:
     from . import data, guides, inference, models, plots
     from .comparing import Comparison, compare
     from .fitting import fit
-    from .inference.reference import reference
+    from .inference.diagnosis.reference import reference
     from .saving import load
 else:
 

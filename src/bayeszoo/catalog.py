@@ -32,6 +32,16 @@ class Entry:
     summary: str
 
 
+
+def _network(data: Any) -> models.BayesianNN:
+    """One hidden layer of 50, for classes where the target holds whole numbers, for numbers otherwise."""
+    x, y = data.inputs["x"], data.observed
+    size = x[0].numel()
+    if y.is_floating_point():
+        return models.BayesianNN(models.networks.mlp(size, [50], 1), "gaussian")
+    return models.BayesianNN(models.networks.mlp(size, [50], int(y.max()) + 1))
+
+
 _ENTRIES = (
     Entry(
         "coin_flip",
@@ -56,6 +66,14 @@ _ENTRIES = (
         lambda data: models.BayesianLinearRegression(dim=data.dim),
         ("diabetes", {}),
         "y ~ N(theta . x, sigma^2) with a normal prior on theta",
+    ),
+    Entry(
+        "bayesian_nn",
+        models.BayesianNN,
+        "mean_field",
+        _network,
+        ("digits", {}),
+        "a network with a normal prior on its weights; here one hidden layer of 50",
     ),
 )
 

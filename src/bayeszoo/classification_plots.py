@@ -14,8 +14,8 @@ from matplotlib.collections import PathCollection
 
 from .figure import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, add_legend, open_axes
 from .inference import Prediction
-from .inference.averaging import AveragingCurve
-from .inference.scores import BINS, auroc, calibration_error, checked, reliability
+from .inference.prediction.averaging import AveragingCurve
+from .inference.prediction.scores import BINS, auroc, calibration_error, checked, reliability
 
 #: What an averaging curve can show: the field of its rows, the axis, and what one unit of the field is on that axis.
 _SCORES = {

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .fitting import fit as fit_one
 from .inference import Fit
-from .inference.density import EachDraw, log_likelihood
 from .inference.draws import chunk_size
-from .inference.program import describe
+from .inference.target.density import EachDraw, log_likelihood
+from .inference.target.program import describe
 
 #: Draws behind the errors of means and sds: a Monte Carlo error of 0.016 sds and 1.1 %.
 DRAWS = 4_000
@@ -162,7 +162,7 @@ def _named(guides: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
 def _check_guides(model: Any, data: Any, named: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Builds every family once, so that a mistake in the last name costs no fit."""
     from . import guides as families
-    from .inference.program import quiet
+    from .inference.target.program import quiet
 
     check = getattr(model, "check", None)
     if callable(check):

@@ -85,7 +85,7 @@ def run(folder: Path, *, console: Console, overwrite: bool = False) -> list[Path
 def _fit(console: Console, model: Any, data: Any, guide: str, folder: Path, summary: list[str] | None = None) -> Any:
     import arviz as az
 
-    from .inference.reference import reference
+    from .inference.diagnosis.reference import reference
 
     result = fit(model, data, guide=guide, seed=0)
     console.print(repr(result), markup=False, soft_wrap=True)

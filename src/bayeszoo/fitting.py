@@ -9,7 +9,7 @@ import torch
 
 from . import guides, inference
 from .catalog import entry_of
-from .inference.program import describe
+from .inference.target.program import describe
 
 #: More latents than this and an unnamed guide is mean field instead of full rank.
 FULL_RANK_BELOW = 200

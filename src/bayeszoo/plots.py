@@ -24,7 +24,7 @@ from .classification_plots import plot_reliability as plot_reliability
 from .data import Data
 from .figure import BLUE, GREEN, GREY, INK, ORANGE, PINK, RED, SKY, add_legend, open_axes
 from .inference import Fit
-from .inference.program import quiet
+from .inference.target.program import quiet
 from .models import CoinFlip
 
 type Array = NDArray[np.float64]

@@ -14,13 +14,13 @@ from . import guides
 from .catalog import ENTRIES
 from .inference import Fit, Run
 from .inference.checkpoint import Checkpoint, describe_sites, load_module, read, restore
-from .inference.density import EachDraw
-from .inference.objective import Objective
-from .inference.owned import Owned, default_dtype, is_builder, own
-from .inference.program import Program, describe
-from .inference.restart import Settings
+from .inference.engine.owned import Owned, default_dtype, is_builder, own
+from .inference.engine.restart import Settings
+from .inference.engine.training import History
+from .inference.estimators.objective import Objective
 from .inference.runner import resolve_device
-from .inference.training import History
+from .inference.target.density import EachDraw
+from .inference.target.program import Program, describe
 
 
 def load(

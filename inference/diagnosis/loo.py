@@ -1,0 +1,64 @@
+"""Leave-one-out cross-validation of a variational fit.
+
+    elpd = sum_n log p(y_n | y_-n),   from draws of q by smoothed weights  p(z | y) / (q(z) p(y_n | z))
+
+Magnusson et al. 2019, "Bayesian leave-one-out cross-validation for large data". The unit is one row.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+import arviz_stats
+
+from ..draws import Draws
+from ..export.export import check_draws, log_likelihood_tree, run_draws
+from ..export.labels import Labels
+from .psis import LEAST_DRAWS
+
+if TYPE_CHECKING:
+    from ..result import Fit
+
+
+def loo(fit: Fit, n: int = 1000, *, site: str | None = None, seed: int | None = None) -> Any:
+    """Estimates the expected log density of new observations, from the best restart.
+
+    Args:
+        n: posterior draws.
+        site: which observed site, where the model has several.
+
+    Returns:
+        ArviZ's `ELPDDataLOO` with pointwise values, ready for `az.plot_khat`.
+
+    Raises:
+        ValueError: a point guide, or a model without a plate over the observations.
+    """
+    check_draws(fit, n, LEAST_DRAWS)
+    if fit.objective == "surrogate":
+        raise ValueError(
+            f"LOO weighs draws by log p - log q, and guide '{fit.settings.guide or fit.run.family}' is a "
+            f"point without log q; use a family "
+            "with the objective 'elbo', such as 'mean_field'"
+        )
+    return loo_of(fit, run_draws(fit, fit.run, n, seed), site)
+
+
+def loo_of(fit: Fit, draws: Draws, site: str | None = None) -> Any:
+    """LOO from draws of the best restart that have been made already."""
+    labels = Labels(fit.program, fit.model, fit.data)
+    tree, note = log_likelihood_tree(fit, labels, fit.run, draws)
+    found = [name for name in fit.program.observed if labels.variables[name] in tree["log_likelihood"].data_vars]
+    if not found:
+        raise ValueError(f"LOO leaves out one observation at a time, but {note}; open a plate over the rows in the model")
+    if site is None and len(found) > 1:
+        raise ValueError(f"the model observes {', '.join(found)}; say which one with site=")
+    if site is not None and site not in found:
+        near = difflib.get_close_matches(site, found, 1)
+        raise ValueError(
+            f"unknown observed site '{site}'{f', did you mean {near[0]!r}?' if near else ''}; LOO can take {', '.join(found)}"
+        )
+    stats = tree["sample_stats"]
+    return arviz_stats.loo_approximate_posterior(
+        tree, stats["log_p"], stats["log_q"], pointwise=True, var_name=labels.variables[site or found[0]]
+    )

@@ -1,0 +1,401 @@
+"""One step of a fit as a graph of tensor operations.
+
+The step runs once under `make_fx`, which records every operation with the tensors that it touched. Those tensors become
+the graph's inputs (parameters, optimiser state, data, rows of the tables), so a graph knows nothing of the values in them and
+serves other data of the same shapes. What the step read from a tensor into Python, or drew from Python's own generators, or
+counted in an attribute, would be frozen into the graph; capture refuses it and names the line, unless the value depends on the
+data alone, which do not change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import linecache
+import random
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+_LIBRARIES = tuple(
+    str(Path(p).resolve())
+    for p in (Path(torch.__file__).parent, Path(pyro.__file__).parent, Path(__file__).parents[1], sysconfig.get_path("stdlib"))
+)
+_FRONT = str(Path(__file__).absolute().parents[2])
+_OWN_GUIDES = str(Path(__file__).resolve().parents[2] / "guides")
+
+
+class Uncapturable(Exception):
+    """The step cannot be a graph; the message is one sentence that names the operation and the line."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A captured step.
+
+    Attributes:
+        module: takes `inputs`, updates them in place, and returns the loss and the gradients.
+        inputs: every tensor that the step touches, the same objects.
+        key: equal for graphs that do the same on inputs of the same shapes.
+        size: number of operations.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[Tensor, ...]
+    key: str
+
+    @property
+    def size(self) -> int:
+        """Number of operations."""
+        return sum(node.op == "call_function" for node in self.module.graph.nodes)
+
+    def updated(self) -> list[Tensor]:
+        """The inputs that the graph writes into, directly or through views."""
+        places = dict(zip((n for n in self.module.graph.nodes if n.op == "placeholder"), self.inputs, strict=True))
+        found: dict[int, Tensor] = {}
+        for node in self.module.graph.nodes:
+            if getattr(getattr(node.target, "_schema", None), "is_mutable", False) and node.args:
+                target = node.args[0]
+                while isinstance(target, fx.Node) and target.op == "call_function" and target.args:
+                    target = target.args[0]
+                if target in places:
+                    found[id(places[target])] = places[target]
+        return list(found.values())
+
+
+def capture(
+    step: Callable[[], tuple[Tensor, ...]],
+    *,
+    changing: Iterable[Tensor],
+    fixed: Iterable[Tensor] | None = None,
+    modules: Sequence[Any],
+) -> Graph:
+    """Records one call of `step`.
+
+    The call is a real one: the caller restores what it updated.
+
+    Args:
+        changing: tensors whose values differ from step to step; what is read into Python must not depend on them.
+        fixed: what alone may be read where others may change tensors between steps; None where nobody does.
+        modules: model and guide, whose Python attributes must not change.
+
+    Raises:
+        Uncapturable: naming the operation and the line of the model.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    changing = list(changing)
+    before = _attributes(modules)
+    generators = _generators()
+    reads = _Reads(changing, None if fixed is None else list(fixed))
+    try:
+        with reads:
+            module = make_fx(step, tracing_mode="real")()
+    except Uncapturable:
+        raise
+    except Exception as error:
+        raise Uncapturable(explain(error)) from error
+    if reads.refused is not None:  # the model caught it
+        raise reads.refused
+    after = _attributes(modules)
+    if _generators() != generators:
+        raise Uncapturable(f"the model draws from Python's or NumPy's random generator{_line_of_generator(step)}")
+    changed = [name for name in after if name not in before or before[name] != after[name]]
+    if changed:
+        raise Uncapturable(f"the attribute '{changed[0]}' changes at every call, and a graph holds one value of it")
+    graph = _lift(module)
+    for node in graph.module.graph.nodes:
+        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()) and not _static_mask(node):
+            raise Uncapturable(f"the shape of what {node.target} returns depends on values")
+    return graph
+
+
+def _static_mask(node: fx.Node) -> bool:
+    """Whether an indexing, which has a fixed shape unless a mask is among its indices, has none."""
+    if node.target is not torch.ops.aten.index.Tensor:
+        return False
+    kinds = [n.meta.get("tensor_meta") for n in node.args[1] if isinstance(n, fx.Node)]  # type: ignore[union-attr]
+    return all(kind is not None and kind.dtype not in (torch.bool, torch.uint8) for kind in kinds)
+
+
+def _lift(module: fx.GraphModule) -> Graph:
+    """The graph with its constants turned into inputs, each tensor once."""
+    from torch.fx.passes.shape_prop import _extract_tensor_metadata
+
+    lifted = fx.Graph()
+    inputs: list[Tensor] = []
+    placeholders: dict[int, fx.Node] = {}
+    env: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            tensor = getattr(module, node.target)
+            if not isinstance(tensor, Tensor):
+                raise Uncapturable(f"the model uses a {type(tensor).__name__} of its own, whose state a graph cannot hold")
+            if id(tensor) not in placeholders:
+                placeholders[id(tensor)] = lifted.placeholder(f"input_{len(inputs)}")
+                placeholders[id(tensor)].meta["tensor_meta"] = _extract_tensor_metadata(tensor)
+                inputs.append(tensor)
+            env[node] = placeholders[id(tensor)]
+    for node in reversed(module.graph.nodes):  # marks for the profiler
+        if getattr(node.target, "namespace", "") == "profiler":
+            module.graph.erase_node(node)
+    for node in module.graph.nodes:
+        if node.op != "get_attr":
+            env[node] = lifted.node_copy(node, lambda n: env[n])
+    lifted.eliminate_dead_code()
+    graph = fx.GraphModule(nn.Module(), lifted)
+    kinds = [(str(t.dtype), tuple(t.shape), tuple(t.stride()), str(t.device)) for t in inputs]
+    key = hashlib.sha256(f"{graph.code}{kinds}".encode()).hexdigest()
+    return Graph(graph, tuple(inputs), key)
+
+
+#: What turns a tensor into a Python value.
+_READS = {
+    torch.Tensor.item: ".item()",
+    torch.Tensor.tolist: ".tolist()",
+    torch.Tensor.numpy: ".numpy()",
+    torch.Tensor.__array__: "np.asarray",
+    torch.Tensor.__bool__: "bool() of a tensor",
+    torch.Tensor.__float__: "float() of a tensor",
+    torch.Tensor.__int__: "int() of a tensor",
+    torch.Tensor.__index__: "a tensor as an index",
+    torch.is_nonzero: "torch.is_nonzero",
+    torch.equal: "torch.equal",
+    torch.allclose: "torch.allclose",
+    torch.Tensor.equal: "torch.equal",
+    torch.Tensor.allclose: "torch.allclose",
+}
+#: What has as many elements as the values decide.
+_SHAPES = {
+    torch.nonzero: "torch.nonzero",
+    torch.Tensor.nonzero: "torch.nonzero",
+    torch.argwhere: "torch.argwhere",
+    torch.masked_select: "torch.masked_select",
+    torch.Tensor.masked_select: "torch.masked_select",
+    torch.unique: "torch.unique",
+    torch.Tensor.unique: "torch.unique",
+    torch.repeat_interleave: "torch.repeat_interleave",
+    torch.Tensor.repeat_interleave: "torch.repeat_interleave",
+    torch.bincount: "torch.bincount",
+    torch.Tensor.bincount: "torch.bincount",
+}
+
+
+class _Reads(TorchFunctionMode):
+    """Lets a step read values that depend on unchanging tensors alone, and refuses every other."""
+
+    def __init__(self, changing: Sequence[Tensor], fixed: Sequence[Tensor] | None) -> None:
+        super().__init__()
+        self.changing = {id(t) for t in changing}
+        self.fixed = None if fixed is None else {id(t) for t in fixed}
+        self.kept = [*changing, *(fixed or ())]
+        self.refused: Uncapturable | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+        operation = _READS.get(func) or _SHAPES.get(func)
+        if func is torch.Tensor.__getitem__ and any(_is_mask(t) for t in _tensors(args[1])):
+            if any(self._changes(t) for t in _tensors(args[1])):
+                operation = "indexing with a mask"
+            else:
+                with disable_proxy_modes_tracing():
+                    index = _without_masks(args[1])
+                return func(args[0], index)
+        if func is torch.where and len(args) == 1 and not kwargs:
+            operation = "torch.where with a condition alone"
+        if operation is None:
+            return func(*args, **kwargs)
+        if any(self._changes(t) for t in _tensors((args, kwargs))):
+            kind = "its value differs" if func in _READS else "the shape of its result differs"
+            self.refused = Uncapturable(
+                f"{operation} is used on a tensor that depends on draws, parameters or the batch, so {kind} from step to step{_here()}"
+            )
+            raise self.refused
+        with disable_proxy_modes_tracing():
+            return func(*args, **kwargs)
+
+    def _given_changes(self, tensor: Tensor) -> bool:
+        """Whether a tensor that the step did not make itself may have another value at another step."""
+        return id(tensor) in self.changing or (self.fixed is not None and id(tensor) not in self.fixed)
+
+    def _changes(self, tensor: Tensor) -> bool:
+        from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+
+        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        mode = get_proxy_mode()
+        slot: Any = get_proxy_slot(tensor, mode.tracer, None) if mode is not None else None
+        if id(tensor) in self.changing or slot is None or mode is None:
+            return self._given_changes(tensor)
+        tracer: Any = mode.tracer
+        root, todo, seen = tracer.root, [slot.proxy.node], set()
+        while todo:
+            node = todo.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node.op == "get_attr" and self._given_changes(getattr(root, node.target)):
+                return True
+            if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+                return True
+            todo += node.all_input_nodes
+            # What was written into a tensor later is part of it.
+            todo += [u for u in node.users if getattr(getattr(u.target, "_schema", None), "is_mutable", False)]
+        return False
+
+
+def _is_mask(index: Tensor) -> bool:
+    return index.dtype in (torch.bool, torch.uint8)
+
+
+def _without_masks(index: Any) -> tuple[Any, ...]:
+    """The same index with row numbers in the place of masks."""
+    parts: list[Any] = []
+    for part in index if isinstance(index, tuple) else (index,):
+        parts += part.nonzero(as_tuple=True) if isinstance(part, Tensor) and _is_mask(part) else [part]
+    return tuple(parts)
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        yield from _tensors(tuple(tree.values()))
+
+
+def _attributes(modules: Sequence[Any]) -> dict[str, Any]:
+    """What can be compared among the attributes of modules, and in the closures and globals of functions."""
+    found: dict[str, Any] = {}
+
+    def note(name: str, value: Any) -> None:
+        content = _content(value)
+        if content is not None:
+            found[name] = content
+
+    for part in modules:
+        if isinstance(part, nn.Module):
+            for path, module in part.named_modules():
+                for name, value in vars(module).items():
+                    if not name.startswith("__") and name not in _MODULE_INTERNALS:
+                        note(f"{path}.{name}".lstrip("."), value)
+        function = getattr(part, "__func__", part)
+        code, space = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+        for name in getattr(code, "co_names", ()):
+            note(name, space.get(name))
+        for name, cell in zip(
+            getattr(getattr(function, "__code__", None), "co_freevars", ()),
+            getattr(function, "__closure__", None) or (),
+            strict=False,
+        ):
+            with contextlib.suppress(ValueError):
+                note(name, cell.cell_contents)
+    return found
+
+
+#: What modules keep of themselves.
+_MODULE_INTERNALS = frozenset(vars(nn.Module())) | {"_pyro_name", "_pyro_context", "_pyro_params", "_pyro_samples"}
+
+
+def _content(value: Any, depth: int = 0) -> Any:
+    """What can be compared of a Python value: numbers and texts, in containers too, and where generators stand; else None."""
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple, set, frozenset)) and depth < 3:
+        return type(value).__name__, len(value), tuple(_content(item, depth + 1) for item in list(value)[:100])
+    if isinstance(value, dict) and depth < 3:
+        return len(value), tuple((str(key), _content(item, depth + 1)) for key, item in list(value.items())[:100])
+    if isinstance(value, np.random.Generator):
+        return str(value.bit_generator.state)
+    if isinstance(value, itertools.count):
+        return repr(value)
+    return None
+
+
+def _is_library(filename: str) -> bool:
+    if filename.startswith("<"):
+        return True
+    path = str(Path(filename).resolve())
+    if path.startswith(_FRONT) and not path.startswith(str(Path(_FRONT) / "models")):
+        return True
+    return path.startswith((*_LIBRARIES, _OWN_GUIDES)) or ("site-packages" in path and "bayeszoo" not in path)
+
+
+def _place(filename: str, line: int | None) -> str:
+    text = linecache.getline(filename, line or 0).strip()
+    return f" ({Path(filename).name}, line {line}: {text})"
+
+
+def _here() -> str:
+    """The innermost line on the stack that is not a library's."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if not _is_library(frame.f_code.co_filename):
+            return _place(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+def explain(error: Exception) -> str:
+    """The first line of an exception and the innermost line of the user's that led to it."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_library(f.filename)]
+    place = _place(frames[-1].filename, frames[-1].lineno) if frames else ""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    if "value out of a tracing tensor" in text:
+        text = "a value is read from a tensor"
+    return f"{text}{place}"
+
+
+def _generators() -> tuple[Any, ...]:
+    """Where Python's and NumPy's global generators stand."""
+    _, key, position, has_normal, normal = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), int(key[0]), position, has_normal, normal
+
+
+def _line_of_generator(step: Callable[[], Any]) -> str:
+    """The line that moves Python's or NumPy's generator, from one more run, looked at line by line."""
+    found: list[str] = []
+
+    def watch(frame: Any, event: str, argument: Any) -> Any:
+        if _is_library(frame.f_code.co_filename):
+            return None
+        last = [_generators(), frame.f_lineno]
+
+        def lines(frame: Any, event: str, argument: Any) -> Any:
+            now = _generators()
+            if now != last[0] and not found:
+                found.append(_place(frame.f_code.co_filename, last[1]))
+            last[:] = [now, frame.f_lineno]
+            return lines
+
+        return lines
+
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        step()
+    finally:
+        sys.settrace(before)
+    return found[0] if found else ""
+
+
+def run_on(graph: Graph, tensors: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
+    """Runs the graph, operation by operation, on other tensors in the place of some inputs (by id)."""
+    with torch.no_grad():
+        out: tuple[Tensor, ...] = graph.module(*[tensors.get(id(t), t) for t in graph.inputs])
+    return out

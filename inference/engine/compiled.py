@@ -1,0 +1,442 @@
+"""The compiled engine: one step captured as a graph, checked against the eager step, compiled, and run in blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .capture import Graph, Uncapturable, capture, explain, run_on
+from .inductor import Compiled, compile_graph, lacking_compiler
+from .noise import kept_generators
+from .replay import Replay, record
+from .tables import StepInputs
+from .training import Loop
+
+type Mode = Literal["auto"] | bool
+
+#: An eager step takes about so many seconds for each node of its autograd graph; compiling takes so many, and so many a node.
+EAGER_SECONDS, COMPILE_SECONDS, COMPILE_SECONDS_A_NODE = 1.5e-5, 4.0, 0.05
+#: A graph of more operations is not compiled unless asked for.
+LARGEST = 5000
+
+
+#: What the capture itself sets in the optimiser's groups, and what is no number.
+_GROUP_KEYS = {"params", "lr", "foreach", "fused", "capturable"}
+
+#: Where the warning does not point to: the package, wherever its folders lie.
+_INFERENCE = Path(__file__).parents[1]
+_PACKAGE = tuple(str(path) for path in (_INFERENCE, _INFERENCE.parent, _INFERENCE.resolve()))
+
+
+class NotCompiledWarning(UserWarning):
+    """A fit runs on the eager engine although the compiled one was wanted; the message says why."""
+
+
+def warn_eager(reason: str) -> None:
+    """The one warning, at the line that called the package."""
+    warnings.warn(f"the fit runs on the eager engine: {reason}", NotCompiledWarning, stacklevel=2, skip_file_prefixes=_PACKAGE)
+
+
+@dataclass
+class Compiler:
+    """Decides whether a loop is compiled, and makes its engine.
+
+    `auto` decides from the steps done and to come and the size of the step alone, never from the clock, so the same seed gives
+    the same losses.
+    """
+
+    mode: Mode
+    modules: Sequence[Any]
+    streamed: bool = False
+    seconds: float = 0.0
+    settled: bool = False
+    _nodes: int = field(default=0, init=False)
+
+    def __call__(self, loop: Loop) -> Engine | None:
+        """The engine for the coming steps, or None for the eager one."""
+        if self.mode is False or self.settled or not loop.leaves or not self._worthwhile(loop):
+            return None
+        self.settled = True
+        began = time.perf_counter()
+        try:
+            return self._engine(loop)
+        except Uncapturable as reason:
+            if self.mode is True:
+                raise ValueError(
+                    f"compile=True, but the step cannot be compiled: {reason}; use compile='auto' or False, or change the model"
+                ) from reason
+            warn_eager(str(reason))
+            return None
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    def _worthwhile(self, loop: Loop) -> bool:
+        if self.mode is True:
+            return True
+        if loop.callbacks:
+            return False  # a callback may change what a graph would hold
+        done = len(loop.history.losses)
+        # A run to convergence is expected to take as long again as it has taken.
+        to_come = done if loop.total_steps is None else loop.total_steps - done
+        self._nodes = self._nodes or _nodes(loop, [b for m in self.modules if isinstance(m, nn.Module) for b in m.buffers()])
+        return to_come * self._nodes * EAGER_SECONDS > COMPILE_SECONDS + self._nodes * COMPILE_SECONDS_A_NODE
+
+    def _engine(self, loop: Loop) -> Engine:
+        reason = lacking_compiler(loop.leaves[0].device)
+        if reason:
+            raise Uncapturable(reason)
+        try:
+            step = Step(loop, self.modules, self.streamed)
+            with kept_generators():
+                graph = step.capture()
+                step.find_disturbance()
+                if self.mode == "auto" and graph.size > LARGEST:
+                    raise Uncapturable(
+                        f"the step has {graph.size} operations, which would take minutes to compile (compile=True does)"
+                    )
+                step.check(graph)
+                return Engine(step, graph, compile_graph(graph))
+        except Uncapturable:
+            raise
+        except Exception as error:  # a model may fail in any way when its step is run once more
+            raise Uncapturable(explain(error)) from error
+
+
+def _nodes(loop: Loop, buffers: Sequence[Tensor]) -> int:
+    """Size of the autograd graph of one step, which leaves the buffers as they were."""
+    kept = [b.clone() for b in buffers]
+    with kept_generators():
+        surrogate, _ = loop.evaluate(loop.batch(loop.tables.rows[0].index), loop.tables.rows[0])
+    for buffer, value in zip(buffers, kept, strict=True):
+        buffer.copy_(value)
+    seen, todo = set(), [surrogate.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [parent for parent, _ in node.next_functions]
+    return len(seen)
+
+
+class Step:
+    """The traceable step of a loop on row 0 of its tables, and everything that it updates."""
+
+    def __init__(self, loop: Loop, modules: Sequence[Any], streamed: bool) -> None:
+        self.loop, self.modules = loop, modules
+        self.row: StepInputs = loop.tables.rows[0]
+        device = loop.leaves[0].device
+        self.base_rates = [torch.tensor(rate, dtype=torch.float64, device=device) for rate in loop.base_rates]
+        self.scale = 0.0
+        self.trained: list[bool] = []
+        self.staged = dict(loop.batch(self.row.index)) if streamed else None
+        if self.staged is not None:
+            self.staged = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self.staged.items()}
+        for state in loop.optimizer.state.values():
+            count = state.get("step")
+            if isinstance(count, Tensor) and count.dtype == torch.float32 and not loop.optimizer.defaults.get("fused"):
+                # Powers of the decay rates need more digits than single precision has.
+                state["step"] = count.to(device=device, dtype=torch.float64)
+        if device.type == "cuda":
+            for group in loop.optimizer.param_groups:
+                group.update({"capturable": True} if "capturable" in group else {})
+        buffers = [b for m in modules if isinstance(m, nn.Module) for b in m.buffers()]
+        states = [v for s in loop.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+        sums = loop.tail.sums if loop.tail is not None else []
+        #: What a step may change, each tensor once.
+        self.state = list({id(t): t for t in [*loop.leaves, *states, *sums, *buffers]}.values())
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        """One real update."""
+        kwargs = self.loop.batch(self.row.index) if self.staged is None else self.staged
+        rates = [self.row.factor * base for base in self.base_rates]
+        results = self.loop.step_traceably(self.row, kwargs, rates)
+        self.trained = [p.grad is not None for p in self.loop.leaves]
+        return results
+
+    def clear(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """For each parameter, 1 where its gradient is more than rounding: only there has an update a meaning, as optimisers
+        that divide by the gradient's size (Adam) make a step of any rounding."""
+        given = iter(grads)
+        each = [
+            next(given).abs() if trained else torch.zeros_like(p)
+            for p, trained in zip(self.loop.leaves, self.trained, strict=True)
+        ]
+        greatest = max(
+            (g[torch.isfinite(g)].max() for g in each if g.numel() and bool(torch.isfinite(g).any())), default=torch.zeros(())
+        )
+        return [(g > (1e-6 if g.dtype == torch.float64 else 1e-3) * greatest).to(g.dtype) for g in each]
+
+    def changing(self) -> list[Tensor]:
+        """Tensors with other values at another step."""
+        staged = [v for v in (self.staged or {}).values() if isinstance(v, Tensor)]
+        return [*self.state, *self.row.tensors().values(), *staged]
+
+    @contextlib.contextmanager
+    def undone(self) -> Iterator[None]:
+        """Puts everything that steps change back as it was."""
+        kept = [(t, t.detach().clone()) for t in [*self.state, *self.row.tensors().values()]]
+        try:
+            with self._traceable_optimizer():
+                yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in kept:
+                    tensor.copy_(value)
+            self.loop.optimizer.zero_grad(set_to_none=True)
+
+    @contextlib.contextmanager
+    def _traceable_optimizer(self) -> Iterator[None]:
+        """Torch's optimisers take learning rates as tensors, and read nothing, where they believe that they are compiled."""
+        groups = self.loop.optimizer.param_groups
+        kept = [dict(group) for group in groups]
+        for group in groups:
+            group.update({k: v for k, v in {"foreach": False, "fused": False, "capturable": True}.items() if k in group})
+        try:
+            with torch.compiler._compile_session_context(), _TensorFactors():
+                yield
+        finally:
+            for group, before in zip(groups, kept, strict=True):
+                group.update(before)
+
+    def capture(self) -> Graph:
+        """The step as a graph."""
+        before = self._optimizer_numbers()
+        with self.undone():
+            data = self.loop.batch(None) if self.row.index is None else {}
+            fixed = [t for t in data.values() if isinstance(t, Tensor)] if self.loop.callbacks else None
+            graph = capture(self, changing=self.changing(), fixed=fixed, modules=self.modules)
+            if self._optimizer_numbers() != before:
+                raise Uncapturable(f"the optimiser {type(self.loop.optimizer).__name__} counts in Python")
+        known = {id(t) for t in self.changing()}
+        self.state += [t for t in graph.updated() if id(t) not in known]
+        return graph
+
+    def _optimizer_numbers(self) -> Any:
+        """What the optimiser keeps that is no tensor."""
+        optimizer = self.loop.optimizer
+        groups = [{k: v for k, v in g.items() if k not in _GROUP_KEYS} for g in optimizer.param_groups]
+        states = [{k: v for k, v in s.items() if not isinstance(v, Tensor)} for s in optimizer.state.values()]
+        return repr((groups, states))
+
+    def check(self, graph: Graph) -> None:
+        """Graph and step from other parameters, with other noise, another batch and reseeded generators.
+
+        Raises:
+            Uncapturable: they differ, so the graph holds something that changes.
+        """
+        for trial in (1, 2):
+            with self.undone():
+                self.disturb(trial)
+                copies = {id(t): t.detach().clone() for t in [*self.state, *self.row.tensors().values()]}
+                before = [t.detach().clone() for t in self.loop.leaves]
+                state = torch.get_rng_state()
+                expected = run_on(graph, copies)
+                torch.set_rng_state(state)
+                random.seed(trial)
+                np.random.seed(trial)  # noqa: NPY002
+                actual = self()
+                what = _difference(expected, actual, 1e-9, 1e-4) or self._updates_differ(before, copies)
+            if what:
+                raise Uncapturable(
+                    f"{what} differs when the same step is run again, so something in it changes from call to call without being "
+                    "a tensor (a counter, a random generator of its own, a value turned into NumPy)"
+                )
+
+    def _updates_differ(self, before: Sequence[Tensor], copies: dict[int, Tensor]) -> str:
+        updates = [copies[id(p)] - b for p, b in zip(self.loop.leaves, before, strict=True)]
+        actual = [p.detach() - b for p, b in zip(self.loop.leaves, before, strict=True)]
+        return "an optimiser's update" if _difference(updates, actual, 1e-7, 1e-2) else ""
+
+    def find_disturbance(self) -> None:
+        """The greatest change of the parameters at which the step still has a finite loss."""
+        for self.scale in (0.1, 1e-3, 0.0):
+            with self.undone():
+                self.disturb(1)
+                try:
+                    if bool(torch.isfinite(self()[0]).all()):
+                        return
+                except (RuntimeError, ValueError):  # a factorisation that fails there, say
+                    continue
+
+    def disturb(self, seed: int) -> None:
+        """Other parameters, other noise, other rows."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+        with torch.no_grad():
+            for p in self.loop.leaves:
+                p.add_(self.scale * draw(p))
+            self.row.noise.normal.copy_(draw(self.row.noise.normal))
+            self.row.kl_weight.fill_(0.5)
+            self.row.factor.fill_(0.7)
+            if self.row.scalars is not None:
+                self.row.scalars.copy_(torch.tensor([0.01, 0.02, 1.5]).expand_as(self.row.scalars))
+            self.row.noise.uniform.copy_(torch.rand(self.row.noise.uniform.shape, generator=generator))
+            if self.row.index is not None:
+                rows = self.loop.objective.program.num_data
+                self.row.index.copy_(torch.randint(rows, self.row.index.shape, generator=generator))
+
+
+class _TensorFactors(TorchFunctionMode):
+    """Optimisers pass the learning rate where torch wants a Python number: this writes the product out."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if isinstance(kwargs.get("alpha"), Tensor) and func in (torch.Tensor.add_, torch.Tensor.add):
+            return func(args[0], kwargs["alpha"].to(args[0].dtype) * args[1])
+        if isinstance(kwargs.get("value"), Tensor) and func in (torch.Tensor.addcdiv_, torch.Tensor.addcmul_):
+            value = kwargs["value"].to(args[0].dtype)
+            return args[0].add_(value * (args[1] / args[2] if func is torch.Tensor.addcdiv_ else args[1] * args[2]))
+        return func(*args, **kwargs)
+
+
+def _difference(expected: Sequence[Tensor], actual: Sequence[Tensor], double: float, single: float) -> str:
+    """What differs by more than a share of its greatest element: nothing, the loss (the first of the values) or a gradient.
+
+    Args:
+        double, single: the share that is rounding in float64, and in lower precision.
+    """
+    for k, (a, b) in enumerate(zip(expected, actual, strict=True)):
+        share = double if b.dtype == torch.float64 else single
+        finite = torch.isfinite(a) & torch.isfinite(b)
+        if not torch.equal(torch.isfinite(a), torch.isfinite(b)):
+            return "the loss" if k == 0 else "a gradient"
+        if bool(((a - b)[finite].abs() > share * b[finite].abs().amax() if bool(finite.any()) else finite).any()):
+            return "the loss" if k == 0 else "a gradient"
+    return ""
+
+
+class Engine:
+    """Runs compiled steps on the rows of a loop's tables."""
+
+    def __init__(self, step: Step, graph: Graph, compiled: Compiled) -> None:
+        self.step, self.loop, self.compiled = step, step.loop, compiled
+        names = {id(tensor): name for name, tensor in step.row.tensors().items()}
+        self.moving = {k: names[id(t)] for k, t in enumerate(graph.inputs) if id(t) in names}
+        self.inputs = [t.detach() for t in graph.inputs]  # what needs gradients cannot be updated in place
+        self.calls: dict[int, list[Tensor]] = {}
+        self.saved = [t.detach().clone() for t in step.state]
+        self.finite = [p.detach().clone() for p in self.loop.leaves]
+        self.replay: Replay | None = None
+        self.device = self.loop.leaves[0].device
+        self.cuda_graphs: dict[int, Any] = {}
+        self._check(graph)
+
+    def advance(self, first: int, count: int) -> bool:
+        """Runs rows first, ..., first + count - 1; False (and nothing changed) if a number was not finite."""
+        loop = self.loop
+        with torch.no_grad():
+            torch._foreach_copy_(self.saved, self.step.state)
+            generator = torch.get_rng_state()
+            try:
+                self._run(first, count - 1)
+                torch._foreach_copy_(self.finite, loop.leaves)
+                self._run(first + count - 1, 1)
+            except Exception as error:  # a shape that turned out to depend on values, memory that ran out
+                torch._foreach_copy_(self.step.state, self.saved)
+                torch.set_rng_state(generator)
+                loop.engine = None
+                warn_eager(explain(error))
+                return False
+            # A gradient that is not finite spoils the parameters, and the losses after it.
+            finite = [torch.isfinite(loop.tables.losses(first, count)).all(), *(torch.isfinite(p).all() for p in loop.leaves)]
+            if all(bool(f) for f in finite):
+                torch._foreach_copy_(loop.finite, self.finite)
+                return True
+            torch._foreach_copy_(self.step.state, self.saved)
+            torch.set_rng_state(generator)
+        return False
+
+    def _run(self, first: int, count: int) -> None:
+        if count <= 0:
+            return
+        if self.step.staged is not None:
+            for row in range(first, first + count):
+                self._stage(row)
+                self.compiled.call(*self._call(row))
+        elif self.replay is not None:
+            self.replay.run(first, count)
+        elif self.device.type == "cuda":
+            for row in range(first, first + count):
+                self._cuda_graph(row).replay()
+        else:
+            for row in range(first, first + count):
+                self.compiled.call(*self._call(row))
+
+    def _call(self, row: int) -> list[Tensor]:
+        """The inputs of a step on one row."""
+        if row not in self.calls:
+            rows = self.loop.tables.rows[row].tensors()
+            self.calls[row] = [rows[self.moving[k]] if k in self.moving else t for k, t in enumerate(self.inputs)]
+        return self.calls[row]
+
+    def _stage(self, row: int) -> None:
+        """Copies a batch from the host to where the graph reads it."""
+        batch = self.loop.batch(self.loop.tables.rows[row].index)
+        for name, value in (self.step.staged or {}).items():
+            if isinstance(value, Tensor):
+                value.copy_(batch[name])
+
+    def _cuda_graph(self, row: int) -> Any:
+        """The step on one row as a CUDA graph; all of them share their memory."""
+        if row not in self.cuda_graphs:
+            graph = torch.cuda.CUDAGraph()
+            pool = next(iter(self.cuda_graphs.values())).pool() if self.cuda_graphs else None
+            call = self._call(row)
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph, pool=pool):
+                self.compiled.call(*call)
+            self.cuda_graphs[row] = graph
+        return self.cuda_graphs[row]
+
+    def _check(self, graph: Graph) -> None:
+        """Compiled code against the graph, and recorded calls against compiled code.
+
+        Raises:
+            Uncapturable: the compiled code computes something else.
+        """
+        step, leaves = self.step, self.loop.leaves
+        replay = record(self.compiled, self._call(0), self._storages())
+        state = torch.get_rng_state()
+
+        def results(way: Callable[[dict[int, Tensor]], Any], *, on_copies: bool = False) -> tuple[list[Tensor], Any]:
+            with step.undone(), torch.no_grad():
+                torch.set_rng_state(state)
+                step.disturb(3)
+                copies = {id(t): t.detach().clone() for t in step.changing()} if on_copies else {}
+                before = [p.detach().clone() for p in leaves]
+                returned = way(copies)
+                loss = copies.get(id(step.row.loss), step.row.loss).clone()
+                return [loss, *(copies.get(id(p), p).detach() - b for p, b in zip(leaves, before, strict=True))], returned
+
+        wanted, (_, *grads) = results(lambda copies: run_on(graph, copies), on_copies=True)
+        compiled, _ = results(lambda _: self.compiled.call(*self._call(0)))
+        clear = [torch.ones_like(wanted[0]), *step.clear(grads)]
+        if _difference(
+            [a * c for a, c in zip(wanted, clear, strict=True)],
+            [b * c for b, c in zip(compiled, clear, strict=True)],
+            1e-3,
+            1e-2,
+        ):
+            raise Uncapturable("the compiled step gives other numbers than the eager one")
+        if replay is not None:
+            replayed, _ = results(lambda _: replay.run(0, 1))
+            both = [[x * c for x, c in zip(values, clear, strict=True)] for values in (compiled, replayed)]
+            if not _difference(both[0], both[1], 1e-6, 1e-3):
+                self.replay = replay
+
+    def _storages(self) -> dict[str, Tensor]:
+        return {name: table for name, table in self.loop.tables.storages.items() if table is not None}

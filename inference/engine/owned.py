@@ -1,0 +1,132 @@
+"""A trained pair of model and guide with the settings that they run under.
+
+Modules hold their parameters themselves. Plain functions keep theirs in Pyro's global store; each fit owns a private copy
+of that store, so fits in one process never see each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.autoguide.guides import AutoGuide
+from torch import Tensor, nn
+
+from ..target.program import quiet
+
+type GuideBuilder = Callable[..., Any]
+
+
+@dataclass
+class Owned:
+    """Model, guide and the `pyro.param` values of plain functions."""
+
+    model: Any
+    guide: Any
+    dtype: torch.dtype
+    device: torch.device
+    store: Any = field(default_factory=lambda: {"params": {}, "constraints": {}})
+
+    _entered: bool = False
+
+    @contextlib.contextmanager
+    def active(self, seed: int | None = None) -> Iterator[None]:
+        """Runs a block with this pair's parameters, precision and device, validation off, global generators untouched."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(quiet(seed))
+            stack.enter_context(default_dtype(self.dtype))
+            if self.device.type != "cpu":
+                stack.enter_context(torch.device(self.device))
+            if self._entered:  # the store in use is already this pair's, newer than the saved state
+                yield
+                return
+            self.store = stack.enter_context(pyro.get_param_store().scope(self.store))
+            self._entered = True
+            stack.callback(setattr, self, "_entered", False)
+            yield
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Every trained tensor by name, each once: the guide's, the model's, then the store's. Call inside `active`."""
+        found: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for prefix, part in (("guide", self.guide), ("model", self.model)):
+            if isinstance(part, nn.Module):
+                for name, parameter in part.named_parameters():
+                    if id(parameter) not in seen:
+                        seen.add(id(parameter))
+                        found[f"{prefix}.{name}"] = parameter
+        for name, value in pyro.get_param_store().named_parameters():
+            if id(value) not in seen:
+                seen.add(id(value))
+                found[f"param.{name}"] = value
+        return found
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Makes tensors that a model creates, such as `torch.ones(3)`, take the fit's precision."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def own(model: Any, guide: GuideBuilder, data: Any, dtype: torch.dtype, device: torch.device, seed: int) -> Owned:
+    """Private copies of model and guide on the device; a builder makes its guide from the copy."""
+    ready = isinstance(guide, nn.Module) or not is_builder(guide)
+    shared = {"model": model, "guide": guide if ready else None}
+    # Copied together, so that a module which both of them hold stays one module.
+    originals = {k: v for k, v in shared.items() if isinstance(v, nn.Module)}
+    with _whole_autoguides(originals.get("guide")) as links:
+        shared = copy.deepcopy(originals)
+    own_model = shared.get("model", model)
+    for part, wrapped in zip(shared["guide"].modules() if links else (), links, strict=True):
+        if wrapped is not None:
+            part._model = (own_model if wrapped is model else wrapped,)
+    if isinstance(own_model, nn.Module):
+        own_model.to(device=device, dtype=dtype)
+    owned = Owned(own_model, shared.get("guide", guide), dtype, device)
+    if ready:
+        if isinstance(owned.guide, nn.Module):
+            owned.guide.to(device=device, dtype=dtype)
+        return owned
+    with owned.active(seed):
+        owned.guide = guide(own_model, data)
+        if isinstance(owned.guide, nn.Module):
+            owned.guide.to(device=device, dtype=dtype)
+    return owned
+
+
+@contextlib.contextmanager
+def _whole_autoguides(guide: nn.Module | None) -> Iterator[list[Any]]:
+    """Pyro's autoguides lose their model and master when they are copied, the original too: this puts the original's back.
+
+    Yields:
+        For each submodule of the guide, the model that it wraps, or None.
+    """
+    parts = list(guide.modules()) if guide is not None else []
+    kept = [(part, part._model, part.master) for part in parts if isinstance(part, AutoGuide)]
+    links = {id(part): model[0] for part, model, _ in kept if model is not None}
+    yield [links.get(id(part)) for part in parts]
+    for part, model, master in kept:
+        part._model, part.master = model, master
+
+
+def is_builder(guide: Any) -> bool:
+    """A builder's first two parameters are `model` and `data`; anything else is a guide."""
+    if isinstance(guide, functools.partial):
+        return is_builder(guide.func)
+    try:
+        names = list(inspect.signature(guide).parameters)
+    except (TypeError, ValueError):
+        return False
+    return names[:2] == ["model", "data"] or (inspect.isclass(guide) and len(names) >= 1 and names[0] == "model")

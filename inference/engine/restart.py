@@ -1,0 +1,403 @@
+"""One restart of a fit: start, loop, evaluation."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ..estimators.layer_noise import LayerNoise, by_layer
+from ..estimators.objective import Discrete, Estimator, Objective, analytic_kls
+from ..result import Run
+from ..target.density import EachDraw, model_factors
+from ..target.program import Program, describe, is_point_estimate, sample_sites
+from ..target.start import Start
+from .compiled import Compiler, Mode
+from .convergence import Plan, Tail
+from .guide_start import start_guide
+from .noise import kept_generators
+from .owned import Owned
+from .progress import progress_callback
+from .schedule import SCHEDULES, Schedule, constant, cosine, run_automatic, run_fixed
+from .tables import Tables
+from .training import Callback, History, Loop, NonFiniteError
+
+#: Step size of Adam where the number of steps is given and no optimiser is.
+DEFAULT_STEP = 0.02
+#: The same for models that say where to begin, networks: their weights move in their own units.
+NETWORK_STEP = 0.003
+#: Steps between two looks at held-out data.
+VALIDATION_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked of the runner, as it is recorded in a fit."""
+
+    guide: str
+    estimator: Estimator | None
+    discrete: Discrete
+    steps: int | None
+    batch_size: int | None
+    num_particles: int
+    clip_norm: float | None
+    restarts: int
+    seed: int
+    guide_options: Mapping[str, Any]
+    layer_noise: LayerNoise | Literal["auto"] = "auto"
+
+
+def _has_auxiliary(trace: Any) -> bool:
+    """Whether the guide draws through an auxiliary site, as joint densities do: its `Delta` sites are then no points."""
+    return any(site["infer"].get("is_auxiliary") for _, site in sample_sites(trace))
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was asked of the runner and is not recorded in the fit."""
+
+    optimizer: Any
+    schedule: str | Schedule | None
+    callbacks: Sequence[Callback]
+    progress: bool
+    validation: Any
+    compile: Mode
+    plan: Plan
+    kl_weight: float | Schedule | None
+
+
+class Restart:
+    """One restart, in three parts: `prepare`, `train`, `finish`, each to be called inside `owned.active`."""
+
+    def __init__(self, number: int, owned: Owned, data: Any, settings: Settings, wishes: Wishes) -> None:
+        self.number, self.owned, self.data, self.settings, self.wishes = number, owned, data, settings, wishes
+        self.program: Program = describe(owned.model, data)
+        self.full: Mapping[str, Any] = data.bind(owned.model)
+        self.streamed = bool(getattr(data, "streamed", False))
+        self.history = History()
+        self.compiler = Compiler(wishes.compile, (owned.model, owned.guide), self.streamed)
+        self.partial: Run | None = None
+        self.interrupted = False
+        self.loop: Loop | None = None
+        self.ending: Callable[[Loop], None] | None = None
+        self.seconds = 0.0
+
+    def prepare(self) -> None:
+        """Starts the guide and makes the loop, if there is anything left to train."""
+        began = time.perf_counter()
+        self.objective = self._objective()
+        start, settings = self._start(), self.settings
+        self.start = start
+        self.history.seconds["start"] = time.perf_counter() - began
+        mode_is_all = start is not None and self.objective.surrogate is not None and self.wishes.optimizer is None
+        if mode_is_all and settings.steps is None and settings.batch_size is None:
+            assert start is not None
+            self.history.losses = [float(x) for x in start.losses]
+            self.history.converged = start.converged
+            self.history.stop_reason = (
+                "converged: the gradient is gone"
+                if start.converged
+                else f"not converged: {start.note or 'the climb had not ended'}"
+            )
+        else:
+            self._make_loop()
+        self.seconds += time.perf_counter() - began
+
+    def _start(self) -> Start | None:
+        if self.streamed and not hasattr(self.owned.model, "initial_values"):
+            return None
+        # A network's mode is of interest only as an answer: it overfits, and a posterior is better begun small.
+        free = self.settings.steps is None and self.settings.batch_size is None and self.wishes.optimizer is None
+        trained = any(p.requires_grad for p in self.owned.parameters().values())
+        mode = not self.streamed and (not trained or (self.objective.surrogate is not None and free))
+        return start_guide(self.owned, self.objective, self.full, self.number, mode=mode)
+
+    def train(self) -> None:
+        """Runs the loop to its end.
+
+        Raises:
+            NonFiniteError: `partial` then holds the last finite state.
+        """
+        if self.loop is None or self.ending is None:
+            return
+        began = time.perf_counter()
+        settings, history, loop = self.settings, self.history, self.loop
+        with progress_callback(
+            self.wishes.progress, settings.guide or "guide", settings.steps, self.number, settings.restarts
+        ) as shown:
+            loop.watchers = [*loop.watchers, *shown]
+            try:
+                self.ending(loop)
+            except NonFiniteError as error:
+                history.stop_reason = f"not converged: {error}"
+                if history.losses:
+                    self.partial = self._run()
+                    self.partial.loss = history.losses[-1]
+                raise
+            except KeyboardInterrupt:
+                self.interrupted = True
+                history.stop_reason = f"interrupted after {len(history.losses)} steps"
+            finally:
+                seconds = time.perf_counter() - began
+                history.seconds |= {"compile": self.compiler.seconds, "steps": seconds - self.compiler.seconds}
+                self.seconds += seconds
+
+    def finish(self) -> Run:
+        """Evaluates the trained guide."""
+        history, start, run = self.history, self.start, self._run()
+        began = time.perf_counter()
+        run.evaluate(self.data, self.settings.seed)
+        history.seconds["evaluation"] = time.perf_counter() - began
+        if start is not None and self.objective.surrogate is None and not history.losses:
+            history.losses = [float(x) for x in start.losses] or [run.loss]
+            history.converged = start.converged
+            history.stop_reason = "converged: the mode was found" if start.converged else f"not converged: {start.note}"
+        elif not history.losses:
+            history.losses = [run.loss]
+        return run
+
+    def _run(self) -> Run:
+        family = getattr(self.owned.guide, "family", "")
+        return Run(self.owned, self.program, self.objective, self.history, self.number, self.seconds, family)
+
+    def _objective(self) -> Objective:
+        owned, settings, program = self.owned, self.settings, self.program
+        guide = owned.guide
+        # The first call makes lazy guides build their parameters.
+        trace = poutine.trace(guide).get_trace(**self.full)
+        surrogate = self._check_guide(trace)
+        estimator = settings.estimator
+        closed: dict[str, bool] = {}
+        if getattr(guide, "factorized", False) and surrogate is None:
+            closed = analytic_kls(program, owned.model, guide, self.full)
+        if estimator is None:
+            # In a network the weights decide; a noise scale may keep its Monte Carlo term.
+            matter = (
+                [n for n in closed if by_layer(trace.nodes[n]["fn"])]
+                if hasattr(owned.model, "initial_values")
+                else list(closed)
+            )
+            estimator = "analytic_kl" if matter and all(closed[n] for n in matter) else "monte_carlo"
+        if surrogate is not None and settings.estimator is not None:
+            raise ValueError(
+                f"loss='{settings.estimator}' is a bound on the evidence, and guide '{settings.guide}' is a point without a "
+                "density; leave out loss"
+            )
+        objective = Objective(
+            program, owned.model, guide, estimator, settings.num_particles, settings.discrete, surrogate, EachDraw()
+        )
+        drawn_by_layer = [n for n in program.continuous if n in trace.nodes and by_layer(trace.nodes[n]["fn"])]
+        exact = estimator == "analytic_kl" and all(closed.get(n, False) for n in drawn_by_layer)
+        objective.layer_noise = self._layer_noise(objective, exact or surrogate == "likelihood")
+        objective.at_the_mean = objective.layer_noise == "local" and (exact or surrogate == "likelihood")
+        if (
+            estimator == "monte_carlo"
+            and getattr(guide, "path_derivative", None) is not None
+            and objective.layer_noise == "shared"
+        ):
+            guide.path_derivative = True
+        return objective
+
+    def _layer_noise(self, objective: Objective, without_draws: bool) -> LayerNoise:
+        """Where a network's noise is drawn; unless it was asked for, in the layers wherever that changes nothing but the variance."""
+        wanted = self.settings.layer_noise
+        if wanted == "shared" or (wanted == "auto" and not getattr(self.owned.guide, "factorized", False)):
+            return "shared"
+        choice: LayerNoise = "local" if wanted == "auto" else wanted
+        objective.layer_noise, objective.at_the_mean = choice, choice == "local" and without_draws
+        batch = self.full if self.settings.batch_size is None else self.data.batch(torch.arange(2), self.owned.model)
+        try:
+            met = objective.probe_layers(batch)
+        except ValueError:
+            if wanted == "auto":
+                return "shared"
+            raise
+        assert met is not None
+        if wanted == "auto":
+            exact = all(hasattr(q, "per_example") for q in met.q.values())
+            return "local" if met.used and (exact or not met.places) else "shared"
+        if not met.used:
+            raise ValueError(
+                f"estimator='{wanted}' draws the noise of weights in the layers that use them, and guide "
+                f"'{self.settings.guide or 'given'}' draws no independent normals that enter a linear layer or a convolution; use "
+                "estimator='shared', or guide 'mean_field'"
+            )
+        return choice
+
+    def _check_guide(self, trace: Any) -> Literal["joint", "likelihood"] | None:
+        """The guide's sites against the model's; returns the surrogate that a point guide stands for."""
+        drawn = {n: s for n, s in sample_sites(trace) if not s["is_observed"] and not s["infer"].get("is_auxiliary")}
+        missing = [n for n in self.program.continuous if n not in drawn]
+        if missing:
+            raise ValueError(
+                f"the guide has no site for the continuous latent '{missing[0]}'; every continuous latent of the model "
+                f"needs one (it draws: {', '.join(drawn) or 'nothing'})"
+            )
+        extra = [n for n in drawn if n not in self.program.latents]
+        if extra:
+            close = difflib.get_close_matches(extra[0], list(self.program.latents), 1)
+            hint = f"did you mean '{close[0]}'?" if close else "mark it infer={'is_auxiliary': True} if that is meant"
+            raise ValueError(f"the guide draws '{extra[0]}', which is no latent site of the model; {hint}")
+        if self.settings.discrete == "guide":
+            without = [n for n in self.program.discrete if n not in drawn]
+            if without:
+                raise ValueError(
+                    f"discrete='guide' enumerates the guide's discrete sites, and the guide has none for '{without[0]}'; add "
+                    "one, or use discrete='marginalize'"
+                )
+        surrogate: Literal["joint", "likelihood"] | None = getattr(self.owned.guide, "surrogate", None)
+        points = [is_point_estimate(trace.nodes[name]) for name in self.program.continuous]
+        if surrogate is None and points and all(points) and not _has_auxiliary(trace):
+            return "joint"
+        return surrogate
+
+    def _make_loop(self) -> None:
+        owned, settings, wishes, history, objective = self.owned, self.settings, self.wishes, self.history, self.objective
+        objective(self.full)  # plain functions make their parameters in the first call
+        named = {n: p for n, p in owned.parameters().items() if p.requires_grad}
+        if not named:
+            history.converged = self.start is None
+            history.stop_reason = "the guide has no parameters to train"
+            return
+        start = self.start
+        begun = start is not None and not start.raw
+        scale_free = hasattr(owned.guide, "summary") and begun and all(n.startswith("guide.") for n in named)
+        automatic, plan = settings.steps is None, wishes.plan
+        rate = plan.first_step if automatic and scale_free else DEFAULT_STEP
+        if start is not None and start.raw:
+            rate = NETWORK_STEP
+        # Near an optimum that the family reaches, Adam divides small gradients by eps: the step must not outgrow the curvature (1).
+        self.make_optimizer, own_rate = _optimizer(wishes.optimizer, rate, 0.04 if scale_free else 1e-8)
+        if automatic and (wishes.optimizer is not None or not scale_free):
+            chosen: Any = own_rate or getattr(owned.guide, "first_step", rate)
+            first = float(chosen)
+            plan = Plan(first_step=first, last_step=first / 16, max_steps=plan.max_steps, window=200)
+        tail = Tail(list(named.values()), owned.guide.summary if scale_free else None) if automatic else None
+        self.loop = Loop(
+            objective,
+            named,
+            self._batch,
+            self._tables(tail),
+            self.make_optimizer(list(named.values())),
+            settings.clip_norm,
+            history=history,
+            total_steps=settings.steps,
+            kl_weight=self._kl_weight(),
+            tail=tail,
+            callbacks=list(wishes.callbacks),
+            compile=self.compiler,
+        )
+        if wishes.validation is not None:
+            self.loop.watchers, self.loop.pause = [self._validator()], VALIDATION_EVERY
+        if automatic:
+            self.ending = functools.partial(run_automatic, plan=plan)
+        elif settings.steps is not None:
+            self.ending = functools.partial(run_fixed, steps=settings.steps, schedule=self._schedule())
+
+    def _batch(self, index: Tensor | None) -> Mapping[str, Any]:
+        return self.full if index is None else self.data.batch(index, self.owned.model)
+
+    def _tables(self, tail: Tail | None) -> Tables:
+        size, summary = self.settings.batch_size, tail.summary if tail is not None else None
+        index = None if size is None else torch.arange(size, device=self.owned.device)
+        normals, uniforms = self.objective.count_noise(self._batch(index))
+        return Tables(
+            self.settings.num_particles,
+            normals,
+            uniforms,
+            batches=None if size is None else functools.partial(self._indices, size),
+            batch_size=size or 0,
+            summary_shape=None if summary is None else summary().shape,
+            dtype=self.owned.dtype,
+            device=self.owned.device,
+            seeds=[int(torch.randint(2**62, ()))],
+        )
+
+    def _indices(self, size: int) -> Iterator[Tensor]:
+        epoch = 0
+        while True:
+            yield from self.data.batches(size, self.settings.seed, epoch)
+            epoch += 1
+
+    def _schedule(self) -> Schedule:
+        schedule = self.wishes.schedule
+        if schedule is None:
+            return cosine if self.wishes.optimizer is None else constant
+        if callable(schedule):
+            return schedule
+        if schedule not in SCHEDULES:
+            raise ValueError(
+                f"unknown schedule '{schedule}'; choose one of {', '.join(SCHEDULES)}, or pass a function (step, steps) -> factor"
+            )
+        return SCHEDULES[schedule]
+
+    def _kl_weight(self) -> Callable[[int], float] | None:
+        weight, steps = self.wishes.kl_weight, self.settings.steps
+        if weight is None and steps is not None:
+            weight = getattr(self.owned.guide, "kl_weight", None)
+        if weight is None or (not callable(weight) and weight == 1.0):
+            return None
+        penalized = hasattr(self.owned.guide, "penalty")
+        if (self.objective.surrogate is not None and not penalized) or self.objective.estimator == "importance_weighted":
+            kind = "an importance-weighted bound" if self.objective.surrogate is None else "a point estimate"
+            raise ValueError(f"kl_weight is for an ELBO, and {kind} has no KL term to weight; leave it out")
+        if not callable(weight):
+            return lambda step: float(weight)
+        if steps is None:
+            raise ValueError("kl_weight as a function of (step, steps) needs the number of steps: pass steps or epochs")
+        return lambda step: float(weight(step, steps))
+
+    def _validator(self) -> Callback:
+        """Records -E_q log p(y | z) a held-out observation, in nats, every 50 steps."""
+        objective, history = self.objective, self.history
+        held_out = self.wishes.validation.to(self.owned.device, self.data.dtype)
+        kwargs = held_out.bind(self.owned.model)
+
+        def callback(progress: Any) -> None:
+            if progress.step % VALIDATION_EVERY and progress.step != 1:
+                return
+            with torch.no_grad(), kept_generators():
+                values = []
+                for _ in range(16):
+                    trace = objective.guide_trace(self.full)
+                    drawn = {
+                        n: s["value"]
+                        for n, s in sample_sites(trace)
+                        if n in self.program.latents and not self.program.latents[n].local
+                    }
+                    factors = model_factors(self.program, self.owned.model, kwargs, drawn)
+                    values.append(sum(float(f.log_prob.sum()) for f in factors if f.observed))
+            history.validation.append((progress.step, -sum(values) / len(values) / len(held_out)))
+
+        return callback
+
+
+def _optimizer(
+    optimizer: Any, rate: float, eps: float = 1e-8
+) -> tuple[Callable[[list[Any]], torch.optim.Optimizer], float | None]:
+    """A maker of torch optimisers from what people pass: nothing, a number, a class, or a partial."""
+    if optimizer is None:
+        return functools.partial(torch.optim.Adam, lr=rate, betas=(0.9, 0.99), eps=eps), None
+    if isinstance(optimizer, (int, float)) and not isinstance(optimizer, bool):
+        if not optimizer > 0:
+            raise ValueError(f"optimizer={optimizer} is a learning rate of Adam, which must be positive")
+        return functools.partial(torch.optim.Adam, lr=float(optimizer), eps=eps), float(optimizer)
+    if isinstance(optimizer, pyro.optim.PyroOptim):
+        raise ValueError(
+            f"optimizer is a Pyro optimiser ({type(optimizer).__name__}); pass torch's own, as functools.partial(torch.optim.Adam, lr=0.01)"
+        )
+    if callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer):
+        probe = optimizer([nn.Parameter(torch.zeros(1))])
+        return optimizer, float(probe.param_groups[0]["lr"])
+    raise ValueError(
+        "optimizer must be a learning rate, a torch.optim class or a functools.partial of one: the runner makes the optimiser "
+        "itself, once the guide's parameters exist"
+    )

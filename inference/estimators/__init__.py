@@ -1,0 +1,1 @@
+"""Estimators of the evidence lower bound and of its gradient, and how noisy they are."""

@@ -1,0 +1,344 @@
+"""The loss: the negative evidence lower bound of the whole data set, in nats, and its relatives.
+
+    loss = -E_q [ log p(x, z) - log q(z) ]  >=  -log p(x)
+
+Every objective is one differentiable function of one batch. Sites that can be reparametrised carry their gradient
+themselves (the lecture's reparametrisation trick); for the others the score-function term of REINFORCE is added, whose
+companion E_q[grad log q] is zero and so left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ..engine.noise import Counting, FromRow, Row, kept_generators, vmap_random
+from ..target.density import (
+    EachDraw,
+    Enumerate,
+    Factor,
+    guide_factors,
+    guide_values,
+    model_factors,
+    model_trace,
+    site_factor,
+    total,
+)
+from ..target.program import Fix, Program, is_point, sample_sites
+from .layer_noise import AtTheMean, Flipout, LayerNoise, Layers, Local
+
+Estimator = Literal["monte_carlo", "analytic_kl", "importance_weighted"]
+Discrete = Literal["marginalize", "guide"]
+
+ESTIMATORS: tuple[Estimator, ...] = ("monte_carlo", "analytic_kl", "importance_weighted")
+
+
+@dataclass
+class Objective:
+    """The loss of one (model, guide) pair.
+
+    Attributes:
+        estimator: `monte_carlo` (log p - log q of the draws), `analytic_kl` (the closed-form KL wherever prior and guide have
+            one) or `importance_weighted` (Burda et al. 2016: -log mean exp(log p - log q) over the particles).
+        num_particles: draws a step.
+        discrete: where discrete latents live: `marginalize` sums them out of the model, `guide` enumerates the guide's.
+        layer_noise: where the noise of a network's weights is drawn; see `layer_noise`.
+        at_the_mean: whether the guide draws nothing then, because the noise is the layers' and the KL needs no draw.
+        noisy_model: whether the model draws numbers of its own, as networks with dropout do; `count_noise` finds out.
+        surrogate: `None` for a bound; `"joint"` (-log p(x, z), the posterior mode's loss) or `"likelihood"` (-log p(x | z)).
+    """
+
+    program: Program
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    estimator: Estimator = "monte_carlo"
+    num_particles: int = 1
+    discrete: Discrete = "marginalize"
+    surrogate: Literal["joint", "likelihood"] | None = None
+    each: EachDraw = field(default_factory=EachDraw)
+    layer_noise: LayerNoise = "shared"
+    at_the_mean: bool = False
+    noisy_model: bool = True
+
+    def __call__(
+        self, kwargs: Mapping[str, Any], noise: Row | None = None, *, kl_weight: Tensor | None = None, strict: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of one batch.
+
+        Args:
+            noise: the random numbers to use, (num_particles, n) normal and (num_particles, m) uniform, with n and m as
+                `count_noise` says; None takes torch's generator.
+            kl_weight: what multiplies log q - log p(z) in the tensor to differentiate; the value to report is never weighted.
+            strict: whether to raise where the numbers do not suffice, instead of taking torch's generator for the rest.
+
+        Returns:
+            The tensor to differentiate and the value to report: both scalars, equal but for score-function terms.
+        """
+        members = getattr(self.guide, "members", None)
+        if members is not None:
+            parts = self._members(kwargs, noise, strict, members)
+        elif self.num_particles == 1:
+            row = None if noise is None else Row(noise.normal[0], noise.uniform[0])
+            parts = self._particle(kwargs, row, strict)
+        else:
+            parts = self._particles(kwargs, noise, strict)
+        likelihood, kl, score = parts
+        bound = likelihood - kl
+        # REINFORCE: `score` is log q of the draws without a reparametrisation; its gradient is weighted by the bound.
+        score = score - score.detach()
+        if self.estimator == "importance_weighted":
+            value = torch.logsumexp(bound.reshape(-1), 0) - math.log(self.num_particles)
+            surrogate = value + value.detach() * score.sum()
+        else:
+            value = bound.mean()
+            weighted = bound if kl_weight is None else likelihood - kl_weight.to(kl.dtype) * kl
+            surrogate = weighted.mean() + (weighted.detach() * score).mean()
+            if members is not None:
+                surrogate = weighted.sum()  # each member trains as if it were alone
+        return -surrogate, -value
+
+    def count_noise(self, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        """How many normal and uniform numbers one particle takes."""
+        with kept_generators():
+            with Counting() as guide:
+                trace = self.guide_trace(kwargs)
+            with Counting() as model:
+                self._bound(kwargs, trace)
+        self.noisy_model = model.normals + model.uniforms > 0
+        return guide.normals + model.normals, guide.uniforms + model.uniforms
+
+    def _members(self, kwargs: Mapping[str, Any], noise: Row | None, strict: bool, members: int) -> Parts:
+        """The bound of each member of an ensemble; a model's own noise is the same for all."""
+        row = None if noise is None else Row(noise.normal[0], noise.uniform[0])
+        some = next(iter(v for v in kwargs.values() if isinstance(v, Tensor)), torch.zeros(()))
+
+        def one(number: Tensor) -> tuple[Tensor, ...]:
+            with self.guide.as_member(number):  # type: ignore[attr-defined]
+                return tuple(self._particle(kwargs, row, strict))
+
+        numbers = torch.arange(members, device=some.device)
+        if self.each.vectorized is None:
+            try:
+                vmap_random(one, numbers)
+                self.each.vectorized = True
+            except Exception as error:  # a model that cannot be mapped is looped over instead
+                self.each.vectorized, self.each.reason = False, f"{type(error).__name__}: {error}"
+        if self.each.vectorized:
+            return Parts(*vmap_random(one, numbers))
+        return Parts(*(torch.stack(part) for part in zip(*(one(number) for number in numbers), strict=True)))
+
+    def probe_layers(self, kwargs: Mapping[str, Any]) -> Layers | None:
+        """One run of guide and model, and what the layer noise met in it."""
+        with kept_generators(), torch.no_grad():
+            trace = self.guide_trace(kwargs)
+            layers = self.layers(trace)
+            if layers is not None:
+                with Fix(guide_values(trace)), layers:
+                    self.model(**kwargs)
+        return layers
+
+    def _particles(self, kwargs: Mapping[str, Any], noise: Row | None, strict: bool) -> Parts:
+        if self.each.vectorized is None:
+            self._check_vectorized(kwargs)
+        if noise is None:
+            some = next(iter(v for v in kwargs.values() if isinstance(v, Tensor)), torch.zeros(()))
+            blank = torch.zeros(self.num_particles, 0, device=some.device)
+            noise = Row(blank, blank)
+            strict = False
+        if self.each.vectorized:
+            return Parts(*vmap_random(lambda row: tuple(self._particle(kwargs, Row(*row), strict)), tuple(noise)))
+        each = [self._particle(kwargs, Row(n, u), strict) for n, u in zip(*noise, strict=True)]
+        return Parts(*(torch.stack(part) for part in zip(*each, strict=True)))
+
+    def _check_vectorized(self, kwargs: Mapping[str, Any]) -> None:
+        """Maps two draws through guide and model, and replays the same draws one by one."""
+
+        def draw(_: Tensor) -> dict[str, Tensor]:
+            return guide_values(self.guide_trace(kwargs))
+
+        try:
+            with torch.no_grad():
+                values = vmap_random(draw, torch.zeros(2))
+            probe, _, _ = vmap_random(lambda _: tuple(self._particle(kwargs)), torch.zeros(2))
+            if probe.requires_grad:
+                params = [p for p in _parameters(self.guide) if p.requires_grad]
+                torch.autograd.grad(probe.sum(), params, allow_unused=True)
+        except Exception as error:  # a guide or model that cannot be mapped is looped over instead
+            self.each.vectorized = False
+            self.each.reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            return
+        with torch.no_grad():
+            self.each(lambda v: total(model_factors(self.program, self.model, kwargs, v)), values)
+
+    def guide_trace(self, kwargs: Mapping[str, Any]) -> poutine.Trace:
+        """One run of the guide; with `discrete="guide"` its discrete sites hold their whole support."""
+        if self.at_the_mean:
+            with AtTheMean():
+                return poutine.trace(self.guide).get_trace(**kwargs)
+        if self.discrete == "guide" and self.program.discrete:
+            with Enumerate(self.program.discrete, self.program.max_plate_nesting):
+                return poutine.trace(self.guide).get_trace(**kwargs)
+        return poutine.trace(self.guide).get_trace(**kwargs)
+
+    def _particle(self, kwargs: Mapping[str, Any], row: Row | None = None, strict: bool = False) -> Parts:
+        """The bound of one draw."""
+        if row is None:
+            return self._bound(kwargs, self.guide_trace(kwargs))
+        noise = FromRow(row, strict=strict)
+        with noise:
+            trace = self.guide_trace(kwargs)
+        if not self.noisy_model:  # the mode costs a microsecond an operation
+            return self._bound(kwargs, trace)
+        with noise:
+            return self._bound(kwargs, trace)
+
+    def layers(self, trace: poutine.Trace) -> Layers | None:
+        """What replaces the layers that use the guide's draws, None where they stay as they are."""
+        if self.layer_noise == "shared":
+            return None
+        kind = Local if self.layer_noise == "local" else Flipout
+        return kind(trace, at_the_mean=self.at_the_mean)
+
+    def _layered(self, trace: poutine.Trace) -> Callable[..., Any]:
+        """The model with its layers replaced; log densities are taken outside."""
+        layers = self.layers(trace)
+        if layers is None:
+            return self.model
+
+        def model(**kwargs: Any) -> Any:
+            with layers:
+                return self.model(**kwargs)
+
+        return model
+
+    def _bound(self, kwargs: Mapping[str, Any], trace: poutine.Trace) -> Parts:
+        values = guide_values(trace)
+        model = self._layered(trace)
+        if self.discrete == "guide" and self.program.discrete:
+            return self._enumerated(kwargs, trace, values)
+        if self.surrogate == "likelihood":
+            factors = model_factors(self.program, model, kwargs, values)
+            likelihood = total(factor for factor in factors if factor.observed)
+            penalty = getattr(self.guide, "penalty", None)
+            kl = torch.zeros_like(likelihood) if penalty is None else penalty()
+            return Parts(likelihood, kl, torch.zeros_like(likelihood))
+        if self.estimator == "analytic_kl":
+            return self._analytic(model, kwargs, trace, values)
+        factors = model_factors(self.program, model, kwargs, values)
+        if self.surrogate is None:
+            factors += [f.negative for f in guide_factors(trace)]
+        return _parts(trace, factors)
+
+    def _analytic(
+        self, model: Callable[..., Any], kwargs: Mapping[str, Any], trace: poutine.Trace, values: dict[str, Tensor]
+    ) -> Parts:
+        prior = model_trace(model, kwargs, values)
+        terms: list[Factor] = []
+        for name, site in sample_sites(prior):
+            factor = site_factor(name, site)
+            if name not in trace.nodes or site["is_observed"]:
+                terms.append(factor)
+                continue
+            q = trace.nodes[name]
+            kl = _kl(q["fn"], site["fn"])
+            if kl is None:
+                log_q = site_factor(name, q)
+                terms += [factor, log_q.negative]
+            else:
+                terms.append(Factor(name, -kl, factor.plates, factor.scale, False))
+        return _parts(trace, terms)
+
+    def _enumerated(self, kwargs: Mapping[str, Any], trace: poutine.Trace, values: dict[str, Tensor]) -> Parts:
+        """Exact expectation over the guide's discrete sites: each cost weighted by q of the states it depends on."""
+        first = -1 - self.program.max_plate_nesting
+        names = [name for name, _ in sample_sites(trace) if name in self.program.discrete]
+        dims = {name: first - k for k, name in enumerate(names)}
+        log_q = {name: site_factor(name, trace.nodes[name]) for name in names}
+        prior = model_trace(self.model, kwargs, values)
+        costs = [site_factor(name, site) for name, site in sample_sites(prior)]
+        costs += [f.negative for f in guide_factors(trace)]
+        expected = [replace(cost, log_prob=cost.log_prob * self._weight(cost, log_q, dims)) for cost in costs]
+        return _parts(trace, expected, only=[n for n in self.program.continuous if n in trace.nodes])
+
+    def _weight(self, cost: Factor, log_q: Mapping[str, Factor], dims: Mapping[str, int]) -> Tensor | float:
+        def depends(t: Tensor, dim: int) -> bool:
+            return t.dim() >= -dim and t.shape[dim] > 1
+
+        needed = [name for name, dim in dims.items() if depends(cost.log_prob, dim) or name == cost.name]
+        closure = list(needed)
+        for name in closure:  # grows while it is read: the parents of what the cost depends on
+            closure += [n for n, d in dims.items() if n not in closure and depends(log_q[name].log_prob, d)]
+        if not closure:
+            return 1.0
+        joint = sum((log_q[name].log_prob for name in closure), start=torch.zeros(()))
+        out = [dims[name] for name in closure if name not in needed]
+        if out:
+            joint = torch.logsumexp(joint, dim=out, keepdim=True)
+        return joint.exp()
+
+
+class Parts(NamedTuple):
+    """The bound of one draw in nats, likelihood - kl.
+
+    Attributes:
+        likelihood: log p(x | z).
+        kl: log q(z) - log p(z), or its expectation where that is known.
+        score: log q of the draws without a reparametrisation.
+    """
+
+    likelihood: Tensor
+    kl: Tensor
+    score: Tensor
+
+
+def _parts(trace: poutine.Trace, factors: Sequence[Factor], only: list[str] | None = None) -> Parts:
+    likelihood = total(f for f in factors if f.observed)
+    kl = -total(f for f in factors if not f.observed)
+    return Parts(likelihood, kl, _score(trace, likelihood - kl, only))
+
+
+def _score(trace: poutine.Trace, like: Tensor, only: list[str] | None = None) -> Tensor:
+    """log q of the draws that carry no gradient of their own, unscaled: the bound that it multiplies is the whole data set's."""
+    score = torch.zeros_like(like)
+    for name, site in sample_sites(trace):
+        if site["is_observed"] or is_point(site) or site["fn"].has_rsample or (only is not None and name not in only):
+            continue
+        score = score + site_factor(name, site).log_prob.sum()
+    return score
+
+
+def _kl(q: Any, p: Any) -> Tensor | None:
+    """KL(q || p) where torch knows it and both have the same shape."""
+    if q.batch_shape != p.batch_shape or q.event_shape != p.event_shape:
+        return None
+    try:
+        kl: Tensor = kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+    return kl if kl.shape == q.batch_shape else None
+
+
+def analytic_kls(
+    program: Program, model: Callable[..., Any], guide: Callable[..., Any], kwargs: Mapping[str, Any]
+) -> dict[str, bool]:
+    """For each continuous latent, whether the guide's site has a closed-form KL to its prior; empty with discrete latents."""
+    if program.discrete:
+        return {}
+    with torch.no_grad():
+        trace = poutine.trace(guide).get_trace(**kwargs)
+        prior = model_trace(model, kwargs, guide_values(trace))
+    return {
+        name: name in trace.nodes and _kl(trace.nodes[name]["fn"], prior.nodes[name]["fn"]) is not None
+        for name in program.continuous
+    }
+
+
+def _parameters(guide: Callable[..., Any]) -> list[torch.nn.Parameter]:
+    return list(guide.parameters()) if isinstance(guide, torch.nn.Module) else []

@@ -1,0 +1,1 @@
+"""Predictions for new observations, and how good they are."""

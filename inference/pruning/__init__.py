@@ -1,0 +1,1 @@
+"""Networks without the weights that a fit found to be noise."""

@@ -1,0 +1,226 @@
+"""What a Pyro callable consists of: its latent sites, its plates, its observations.
+
+Everything that treats models alike (guides, start, objectives, diagnostics) reads a model once, through `describe`,
+and from then on works with the `Program` that it returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import is_identically_zero
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..engine.noise import kept_generators
+
+Values = Mapping[str, Tensor]
+
+#: The plate over the observations, by contract with the models.
+DATA_PLATE = "data"
+
+
+class BoundData(Protocol):
+    """The part of `bayeszoo.data.Data` that inference and guides rely on."""
+
+    def __len__(self) -> int: ...
+
+    def bind(self, model: Callable[..., Any], observed: bool = True) -> dict[str, Any]:
+        """Keyword arguments that call `model` on all rows."""
+
+    def batch(self, index: Tensor, model: Callable[..., Any]) -> dict[str, Any]:
+        """Keyword arguments that call `model` on the rows `index`."""
+
+
+@dataclass(frozen=True)
+class Plate:
+    """One `pyro.plate` around a site: `dim` is negative, `size` is that of the full data set."""
+
+    name: str
+    dim: int
+    size: int
+    subsampled: bool = False
+
+
+@dataclass(frozen=True)
+class Site:
+    """One sample statement of the model, seen on the full data set.
+
+    `shape` is that of the whole value (plates, then event); `event_dim` counts the event's dimensions.
+    """
+
+    name: str
+    shape: torch.Size
+    event_dim: int
+    support: constraints.Constraint
+    discrete: bool
+    plates: tuple[Plate, ...]
+    distribution: Any
+
+    @property
+    def local(self) -> bool:
+        """Whether there is one latent per observation."""
+        return any(plate.name == DATA_PLATE for plate in self.plates)
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Shape of the plates alone, as the site's value has it."""
+        return self.shape[: len(self.shape) - self.event_dim]
+
+
+@dataclass(frozen=True)
+class Program:
+    """The static structure of a model on a data set."""
+
+    latents: dict[str, Site]
+    observed: dict[str, Site]
+    max_plate_nesting: int
+    num_data: int
+
+    @property
+    def continuous(self) -> dict[str, Site]:
+        """Latent sites that a density guide covers, in the model's order."""
+        return {name: site for name, site in self.latents.items() if not site.discrete}
+
+    @property
+    def discrete(self) -> dict[str, Site]:
+        """Latent sites with finite support: summed out, or enumerated in the guide."""
+        return {name: site for name, site in self.latents.items() if site.discrete}
+
+    @property
+    def local(self) -> dict[str, Site]:
+        """Continuous latent sites inside the data plate."""
+        return {name: site for name, site in self.continuous.items() if site.local}
+
+
+class Fix(Messenger):
+    """Gives latent sites the values of a dictionary; they stay latent."""
+
+    def __init__(self, values: Values) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        value = self.values.get(msg["name"])
+        if value is not None and not msg["is_observed"]:
+            msg["value"] = value
+            msg["done"] = True
+
+
+@contextlib.contextmanager
+def quiet(seed: int | None = None) -> Iterator[None]:
+    """Runs a block with validation off and leaves every global random generator as it was found."""
+    with kept_generators(), pyro.validation_enabled(False):
+        if seed is not None:
+            pyro.set_rng_seed(seed)
+        yield
+
+
+def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
+    """The sample statements of a trace, without those that plates make."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not isinstance(site["fn"], _Subsample):
+            yield name, site
+
+
+def is_point(site: Any) -> bool:
+    """Whether a site of a trace is a `Delta` without a density: a deterministic value or a point estimate."""
+    fn = site["fn"]
+    while hasattr(fn, "base_dist") and not isinstance(fn, pyro.distributions.Delta):
+        fn = fn.base_dist
+    return isinstance(fn, pyro.distributions.Delta) and is_identically_zero(fn.log_density)
+
+
+def is_point_estimate(site: Any) -> bool:
+    """The same, also where the zero density has been written out as a tensor; reads values, so not for mapped code."""
+    fn = site["fn"]
+    while hasattr(fn, "base_dist") and not isinstance(fn, pyro.distributions.Delta):
+        fn = fn.base_dist
+    return isinstance(fn, pyro.distributions.Delta) and not bool(torch.as_tensor(fn.log_density != 0).any())
+
+
+def some_trace(model: Callable[..., Any], data: BoundData) -> poutine.Trace:
+    """A run of the model on all rows, its latents at any values: where the model says to begin, or draws from the prior.
+
+    An improper prior has no draws.
+    """
+    begin = getattr(model, "initial_values", None)
+    values = {} if begin is None else {name: value for name, (value, _) in begin().items()}
+    with Fix(values):
+        return poutine.trace(model).get_trace(**data.bind(model))
+
+
+def describe(model: Callable[..., Any], data: BoundData) -> Program:
+    """Runs the model once on the full data and reads off its structure.
+
+    Raises:
+        ValueError: if a latent site is neither continuous nor enumerable, if the model has no latent site at all, or if it
+            draws its own subsample around a latent site.
+    """
+    with quiet(seed=0), torch.no_grad():
+        trace = some_trace(model, data)
+    latents: dict[str, Site] = {}
+    observed: dict[str, Site] = {}
+    depth = 0
+    for name, site in sample_sites(trace):
+        plates = _plates(site)
+        depth = max([depth, *(-plate.dim for plate in plates)])
+        if site["is_observed"]:
+            if not site["infer"].get("_deterministic"):
+                observed[name] = _site(name, site, plates, discrete=False)
+            continue
+        if any(plate.subsampled for plate in plates):
+            raise ValueError(
+                f"site '{name}' lies in plate '{plates[0].name}', which draws its own subsample: open the plate with "
+                "subsample=index and take num_data and index as arguments, so that guide and model see the same rows"
+            )
+        fn = site["fn"]
+        if fn.has_enumerate_support:
+            latents[name] = _site(name, site, plates, discrete=True)
+        elif not fn.support.is_discrete:
+            latents[name] = _site(name, site, plates, discrete=False)
+        else:
+            raise ValueError(
+                f"site '{name}' is discrete with infinite support, so it can be neither summed out nor drawn by a "
+                "continuous guide; write the model with a finite or continuous latent instead"
+            )
+    if not latents and not observed:
+        raise ValueError("the model has no pyro.sample statement, so there is nothing to infer")
+    return Program(latents, observed, depth, len(data))
+
+
+def _plates(site: Any) -> tuple[Plate, ...]:
+    return tuple(
+        Plate(frame.name, frame.dim, frame.full_size or frame.size, subsampled=(frame.full_size or frame.size) != frame.size)
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    )
+
+
+def _site(name: str, site: Any, plates: tuple[Plate, ...], discrete: bool) -> Site:
+    fn = site["fn"]
+    value = site["value"]
+    shape = torch.Size(value.shape) if isinstance(value, Tensor) else torch.Size()
+    return Site(name, shape, fn.event_dim, _without_mixture(fn.support), discrete, plates, fn)
+
+
+def _without_mixture(support: Any) -> constraints.Constraint:
+    """A mixture's support is that of its components, but torch knows no map from the reals to it under its own name."""
+    if isinstance(support, constraints.independent):
+        inner = _without_mixture(support.base_constraint)
+        return (
+            support if inner is support.base_constraint else constraints.independent(inner, support.reinterpreted_batch_ndims)
+        )
+    if type(support).__name__ == "MixtureSameFamilyConstraint":
+        components: constraints.Constraint = support.base_constraint
+        return components
+    plain: constraints.Constraint = support
+    return plain

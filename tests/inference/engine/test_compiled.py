@@ -1,0 +1,426 @@
+"""The compiled engine gives the eager engine's numbers, or says why it does not run."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import test_contract as contract
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+import bayeszoo as bz
+from bayeszoo.inference import NotCompiledWarning
+from bayeszoo.inference.engine import compiled, inductor
+
+STEPS = 100
+#: Cases whose guide has nothing to train.
+UNTRAINED = {name for name in contract.CASES if name.endswith(("-exact", "-laplace"))}
+#: One case a family is compiled in `make test`; of the others the captured graph is run as it is.
+COMPILED_IN_TEST = {
+    "coin-beta",
+    "coin-map",
+    "coin-mle",
+    "known-full_rank",
+    "known-low_rank",
+    "unknown-mean_field",
+    "unknown-iaf",
+    "people-structured-batch",
+    "switch-guide-batch",
+}
+
+
+def run(name: str, **options: Any) -> bz.inference.Fit:
+    """A case in double precision, so that rounding leaves eight digits after many steps."""
+    return contract.run(contract.CASES[name], dtype=torch.float64, **{"steps": STEPS, **options})
+
+
+def assert_same(a: bz.inference.Fit, b: bz.inference.Fit, tolerance: float = 1e-8) -> None:
+    torch.testing.assert_close(torch.tensor(b.losses), torch.tensor(a.losses), rtol=tolerance, atol=0.0)
+    for mine, other in zip(parameters(a), parameters(b), strict=True):
+        torch.testing.assert_close(other, mine, rtol=tolerance, atol=tolerance)
+
+
+def parameters(fit: bz.inference.Fit) -> list[Tensor]:
+    with fit.run.owned.active():
+        return [p.detach().clone() for p in fit.run.owned.parameters().values()]
+
+
+@pytest.mark.parametrize("name", sorted(set(contract.CASES) - UNTRAINED))
+def test_captured_graph_equals_eager(name: str, uncompiled: None) -> None:
+    a, b = run(name, compile=False), run(name, compile=True)
+    assert (a.engine, b.engine) == ("eager", "compiled")
+    assert_same(a, b)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in COMPILED_IN_TEST else pytest.param(n, marks=pytest.mark.slow) for n in sorted(set(contract.CASES) - UNTRAINED)],
+)
+def test_compiled_equals_eager(name: str) -> None:
+    a, b = run(name, compile=False), run(name, compile=True)
+    assert (a.engine, b.engine) == ("eager", "compiled")
+    assert_same(a, b)
+
+
+@pytest.mark.parametrize("name", sorted(UNTRAINED))
+def test_nothing_to_train_is_nothing_to_compile(name: str) -> None:
+    assert run(name, compile=True).losses == run(name, compile=False).losses
+
+
+OPTIMIZERS = {
+    "adam": functools.partial(torch.optim.Adam, lr=0.02),
+    "amsgrad": functools.partial(torch.optim.Adam, lr=0.02, amsgrad=True),
+    "adamw": functools.partial(torch.optim.AdamW, lr=0.02),
+    "sgd": functools.partial(torch.optim.SGD, lr=0.002, momentum=0.9, nesterov=True),
+    "rmsprop": functools.partial(torch.optim.RMSprop, lr=0.01),
+    "adagrad": functools.partial(torch.optim.Adagrad, lr=0.1),
+    "nadam": functools.partial(torch.optim.NAdam, lr=0.01),
+    "radam": functools.partial(torch.optim.RAdam, lr=0.01),
+    "adamax": functools.partial(torch.optim.Adamax, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_optimizers_schedules_and_clipping(optimizer: str, uncompiled: None) -> None:
+    options = {"optimizer": OPTIMIZERS[optimizer], "schedule": "cosine", "clip_norm": 1.0}
+    a, b = run("unknown-mean_field", compile=False, **options), run("unknown-mean_field", compile=True, **options)
+    assert b.engine == "compiled"
+    assert_same(a, b)
+
+
+def test_annealed_kl_weight(uncompiled: None) -> None:
+    options: dict[str, Any] = {"kl_weight": lambda step, steps: step / steps}
+    a, b = run("unknown-mean_field", compile=False, **options), run("unknown-mean_field", compile=True, **options)
+    assert b.engine == "compiled"
+    assert_same(a, b)
+    assert a.losses[2:] != run("unknown-mean_field", compile=False).losses[2:]
+
+
+def test_run_to_convergence_is_the_same(uncompiled: None) -> None:
+    a = run("unknown-full_rank", compile=False, steps=None)
+    b = run("unknown-full_rank", compile=True, steps=None)
+    assert b.engine == "compiled"
+    assert len(a.losses) == len(b.losses)
+    assert a.stop_reason == b.stop_reason
+    assert_same(a, b, 1e-6)
+
+
+class Slope(PyroModule):
+    """Two standard normal latents and an observation; `extra` sees the draws."""
+
+    extra: Callable[[Tensor, Tensor], Any] = staticmethod(lambda a, b: 0.0)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+        b = pyro.sample("b", dist.Normal(x.new_zeros(()), 1.0))
+        shift = self.extra(a, b)
+        with pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("y", dist.Normal(a + b * x + shift, 1.0), obs=y)
+
+
+def slope(extra: Callable[[Tensor, Tensor], Any] | None = None) -> tuple[Any, bz.data.Data]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, generator=generator, dtype=torch.float64)
+    y = 0.3 + 0.7 * x + torch.randn(30, generator=generator, dtype=torch.float64)
+    model = Slope()
+    if extra is not None:
+        object.__setattr__(model, "extra", extra)
+    return model, bz.data.Data(inputs={"x": x}, observed=y)
+
+
+def fit_slope(extra: Callable[[Tensor, Tensor], Any] | None = None, **options: Any) -> bz.inference.Fit:
+    model, data = slope(extra)
+    return bz.fit(model, data, "mean_field", progress=False, **{"steps": 60, "loss": "monte_carlo", **options})
+
+
+def control_flow(a: Tensor, b: Tensor) -> Tensor:
+    if a > 0.3:
+        return a - 1.0
+    return b
+
+
+def reads_numpy(a: Tensor, b: Tensor) -> float:
+    return float(np.tanh(a.detach().numpy()))
+
+
+def draws_numpy(a: Tensor, b: Tensor) -> float:
+    return float(np.random.randn())  # noqa: NPY002
+
+
+def draws_python(a: Tensor, b: Tensor) -> float:
+    return random.random()
+
+
+def masks(a: Tensor, b: Tensor) -> Tensor:
+    both = torch.stack([a, b])
+    return both[both > 0.3].sum()
+
+
+_own_generator = np.random.default_rng(0)
+
+
+def draws_own_generator(a: Tensor, b: Tensor) -> float:
+    return float(_own_generator.standard_normal())
+
+
+_calls: list[int] = []
+
+
+def counts(a: Tensor, b: Tensor) -> float:
+    _calls.append(1)
+    return 1.0 / len(_calls)
+
+
+def shape_of_where(a: Tensor, b: Tensor) -> float:
+    return 0.1 * torch.where(torch.stack([a, b]) > 0.3)[0].numel()
+
+
+def catches(a: Tensor, b: Tensor) -> Tensor:
+    try:
+        return a if a > 0.3 else b
+    except Exception:
+        return b
+
+
+_seen = [0]
+
+
+_torch_generator = torch.Generator().manual_seed(0)
+
+
+def draws_own_torch_generator(a: Tensor, b: Tensor) -> Tensor:
+    return torch.randn((), generator=_torch_generator, dtype=torch.float64)
+
+
+REFUSED = {
+    shape_of_where: r"torch.where with a condition alone .*line \d+: return 0.1 \* torch.where",
+    catches: r"bool\(\) of a tensor .*line \d+: return a if a > 0.3 else b",
+    draws_own_torch_generator: "Generator of its own",
+    control_flow: r"bool\(\) of a tensor .*test_compiled.py, line \d+: if a > 0.3:",
+    reads_numpy: r"\.numpy\(\) .*line \d+: return float\(np.tanh",
+    draws_numpy: r"random generator \(test_compiled.py, line \d+: return float\(np.random.randn",
+    draws_python: r"random generator \(test_compiled.py, line \d+: return random.random",
+    masks: r"indexing with a mask .*line \d+: return both\[both > 0.3\]",
+    draws_own_generator: "differs when the same step is run again",
+    counts: "differs when the same step is run again",
+}
+
+
+@pytest.mark.parametrize("extra", REFUSED, ids=lambda f: f.__name__)
+def test_what_cannot_be_a_graph_is_refused(extra: Any) -> None:
+    with pytest.raises(ValueError, match="compile=True, but the step cannot be compiled: .*" + REFUSED[extra]):
+        fit_slope(extra, compile=True)
+
+
+@pytest.fixture
+def eager_is_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` then wants to compile at once."""
+    monkeypatch.setattr(compiled, "COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(compiled, "COMPILE_SECONDS_A_NODE", 0.0)
+
+
+@pytest.mark.parametrize("extra", [control_flow, reads_numpy, masks], ids=lambda f: f.__name__)
+def test_auto_falls_back_with_one_warning(extra: Any, eager_is_dear: None) -> None:
+    with pytest.warns(NotCompiledWarning, match=REFUSED[extra]) as caught:
+        fit = fit_slope(extra)
+    assert len(caught) == 1
+    assert fit.engine == "eager"
+    assert fit.losses == fit_slope(extra, compile=False).losses
+
+
+def test_global_list_that_counts_is_found() -> None:
+    """Counted in a container, and seen only after thousands of steps: the content gives it away."""
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+        _seen[0] += 1
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("y", dist.Normal(a + (0.0 if _seen[0] < 10_000 else 1.0), 1.0), obs=y)
+
+    _, data = slope()
+    with pytest.raises(ValueError, match="the attribute '_seen' changes at every call"):
+        bz.fit(model, data, "mean_field", steps=60, progress=False, compile=True)
+
+
+def test_negative_rows_of_an_embedding() -> None:
+    """Rows that the data name, the last among them by -1, in minibatches."""
+
+    class Embedding(PyroModule):
+        def forward(self, ids: Tensor, y: Tensor | None = None, *, num_data: int | None = None, index: Any = None) -> None:
+            a = pyro.sample("a", dist.Normal(torch.zeros(4, dtype=torch.float64), 1.0).to_event(1))
+            with pyro.plate("data", num_data or len(ids), subsample=index, dim=-1):
+                pyro.sample("y", dist.Normal(self.table[ids] @ a, 1.0), obs=y)
+
+    model = Embedding()
+    model.register_buffer("table", torch.arange(20, dtype=torch.float64).reshape(5, 4).sin())
+    ids = torch.tensor([0, -1, 3, 4, -5, 2, 1, -1])
+    data = bz.data.Data(inputs={"ids": ids}, observed=torch.linspace(-1, 1, 8, dtype=torch.float64))
+    fits = [bz.fit(model, data, "mean_field", steps=100, batch_size=4, progress=False, compile=c) for c in (False, True)]
+    assert fits[1].engine == "compiled"
+    assert_same(*fits)
+
+
+def test_batch_norm_behind_a_bias() -> None:
+    """The bias has no gradient but rounding, of which Adam makes steps: no reason to refuse."""
+
+    class Normed(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Sequential(
+                torch.nn.Linear(1, 4), torch.nn.BatchNorm1d(4), torch.nn.Tanh(), torch.nn.Linear(4, 1)
+            )
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+            a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("y", dist.Normal(a + self.net(x[:, None])[:, 0], 1.0), obs=y)
+
+    torch.manual_seed(0)
+    model, (_, data) = Normed(), slope()
+    a, b = (bz.fit(model, data, "mean_field", steps=50, progress=False, compile=c) for c in (False, True))
+    assert b.engine == "compiled"
+    assert b.losses == pytest.approx(a.losses, rel=1e-6)
+
+
+def test_what_a_callback_may_change_is_not_read() -> None:
+    beta = torch.zeros(())
+    for read in (lambda: float(beta), lambda: float(beta * 1.0)):
+        with pytest.raises(ValueError, match=r"float\(\) of a tensor"):
+            fit_slope(lambda a, b, read=read: a * read(), compile=True, callbacks=[lambda progress: None])
+
+
+def test_auto_leaves_callbacks_to_the_eager_engine(eager_is_dear: None) -> None:
+    assert fit_slope(callbacks=[lambda progress: None]).engine == "eager"
+
+
+def test_attribute_that_counts_is_named() -> None:
+    class Counter(Slope):
+        calls = 0
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            self.calls += 1
+            return super().forward(x, y)
+
+    _, data = slope()
+    with pytest.raises(ValueError, match="the attribute 'calls' changes at every call"):
+        bz.fit(Counter(), data, "mean_field", steps=60, progress=False, compile=True)
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, eager_is_dear: None) -> None:
+    monkeypatch.setattr(inductor.shutil, "which", lambda _: None)
+    with pytest.warns(NotCompiledWarning, match="no C\\+\\+ compiler"):
+        assert fit_slope().engine == "eager"
+    with pytest.raises(ValueError, match=r"no C\+\+ compiler on this machine \(install"):
+        fit_slope(compile=True)
+
+
+def test_values_of_the_data_may_be_read(uncompiled: None) -> None:
+    """A model may read what does not change: a maximum of the data, rows that are not missing."""
+
+    class Reader(PyroModule):
+        def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+            classes = int(x.max()) + 1
+            seen = torch.isfinite(x)
+            w = pyro.sample("w", dist.Normal(x.new_zeros(classes), 1.0).to_event(1))
+            if bool((x[seen] >= 0).all()):
+                with pyro.plate("data", len(x), dim=-1):
+                    pyro.sample("y", dist.Normal(w[x.long()][seen], 1.0), obs=y)
+
+    x = torch.tensor([0.0, 1.0, 2.0, 2.0], dtype=torch.float64)
+    data = bz.data.Data(inputs={"x": x}, observed=x.flip(0).clone())
+    fits = [bz.fit(Reader(), data, "mean_field", steps=50, progress=False, compile=c) for c in (False, True)]
+    assert fits[1].engine == "compiled"
+    assert_same(*fits)
+
+
+def test_auto_decides_from_steps_and_size_alone() -> None:
+    few, many = fit_slope(steps=30), fit_slope(steps=30_000)
+    assert (few.engine, many.engine) == ("eager", "compiled")
+    assert many.losses[:30] != few.losses  # the schedules differ
+    assert fit_slope(steps=30_000).losses == many.losses
+
+
+def test_auto_compiles_a_long_run_to_convergence(monkeypatch: pytest.MonkeyPatch, uncompiled: None) -> None:
+    """A run that has taken long is expected to take as long again; the engine changes in the middle, the numbers do not."""
+    monkeypatch.setattr(compiled, "COMPILE_SECONDS_A_NODE", 0.0)
+    monkeypatch.setattr(compiled, "COMPILE_SECONDS", 450 * 60 * compiled.EAGER_SECONDS)  # some 450 steps of some 60 nodes
+    made: list[int] = []
+    original = compiled.Engine.__init__
+
+    def watch(self: Any, step: Any, *args: Any) -> None:
+        made.append(len(step.loop.history.losses))
+        original(self, step, *args)
+
+    monkeypatch.setattr(compiled.Engine, "__init__", watch)
+    a, b = run("unknown-full_rank", steps=None, compile=False), run("unknown-full_rank", steps=None)
+    assert (a.engine, b.engine) == ("eager", "compiled")
+    assert len(made) == 1
+    assert 100 <= made[0] < len(a.losses)
+    assert_same(a, b, 1e-6)
+
+
+def test_global_generators_are_left_alone() -> None:
+    state, numpy, python = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    fit_slope(compile=True)
+    assert torch.equal(state, torch.get_rng_state())
+    assert (numpy == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert python == random.getstate()
+
+
+def test_second_fit_reuses_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit_slope(compile=True)
+    calls: list[int] = []
+    original = inductor._compile
+    monkeypatch.setattr(inductor, "_compile", lambda *a: (calls.append(1), original(*a))[1])
+    model, data = slope()
+    other = bz.data.Data(inputs={"x": data.inputs["x"] + 1}, observed=data.observed)
+    again = bz.fit(model, other, "mean_field", steps=60, loss="monte_carlo", progress=False, compile=True, seed=3)
+    assert again.engine == "compiled"
+    assert not calls, "other data of the same shape were compiled anew"
+
+
+def test_not_finite_at_the_same_step_with_the_same_words() -> None:
+    failures = []
+    for compile in (False, True):
+        with pytest.raises(bz.inference.NonFiniteError, match=r"NaN at step .* 'y'") as caught:
+            # A draw of `a` above 0.6 is more than three posterior sds away: it comes after many steps.
+            fit_slope(lambda a, b: 0.0 * torch.sqrt(0.6 - a), compile=compile, steps=2000)
+        failures.append(caught.value)
+    eager, compiled_ = failures
+    assert len(eager.fit.losses) > 10
+    assert str(eager) == str(compiled_)
+    assert_same(eager.fit, compiled_.fit)
+
+
+def test_callbacks_see_every_step_and_can_stop(uncompiled: None) -> None:
+    seen: list[tuple[int, float]] = []
+
+    def watch(progress: Any) -> bool:
+        seen.append((progress.step, progress.loss))
+        return progress.step == 17
+
+    fit = fit_slope(compile=True, callbacks=[watch])
+    assert [step for step, _ in seen] == list(range(1, 18))
+    assert fit.losses == [loss for _, loss in seen]
+    assert "callback" in fit.stop_reason
+
+
+def test_validation_is_looked_at_at_the_same_steps(uncompiled: None) -> None:
+    model, data = slope()
+    train, test = data.split(0.7, seed=0)
+    a, b = (bz.fit(model, train, "mean_field", steps=220, validation=test, progress=False, compile=c) for c in (False, True))
+    assert [step for step, _ in b.validation_losses] == [step for step, _ in a.validation_losses] == [1, 50, 100, 150, 200]
+
+
+@pytest.fixture(autouse=True)
+def no_growth_of_state() -> Iterator[None]:
+    yield
+    assert not list(pyro.get_param_store().keys())
