@@ -14,8 +14,9 @@ from .flow import InverseAutoregressive, SplineFlow
 from .full_rank import FullRank, Laplace
 from .low_rank import LowRank
 from .mean_field import MeanField
+from .mixed import in_words
 from .point import Map, Mle
-from .registry import FAMILIES, Family, available, build, get
+from .registry import FAMILIES, Family, available, build, checked_name, get
 from .structured import Structured
 from .variational_dropout import GaussianDropout, SparseVariationalDropout
 
@@ -41,5 +42,7 @@ __all__ = [
     "Structured",
     "available",
     "build",
+    "checked_name",
     "get",
+    "in_words",
 ]

@@ -7,11 +7,15 @@ from typing import Any
 
 from pyro.nn import PyroModule
 
-from ..inference.target.program import BoundData
+from ..inference.target.program import BoundData, describe
 
 
 class Exact(PyroModule):
-    """Draws from `model.exact_posterior(data)`; there is nothing to train."""
+    """Draws from `model.exact_posterior(data)`; there is nothing to train.
+
+    Where all latents are discrete it draws nothing: they are summed out, and drawn afterwards from their exact posterior. The
+    loss is then -log evidence at the model's parameters, which are trained by it.
+    """
 
     family = "exact"
     objective = "elbo"
@@ -19,6 +23,9 @@ class Exact(PyroModule):
     def __init__(self, model: Callable[..., Any], data: BoundData) -> None:
         super().__init__()
         solve = getattr(model, "exact_posterior", None)
+        self._draw: Callable[..., Any] | None = None
+        if solve is None and not describe(model, data).continuous:
+            return
         if solve is None:
             raise ValueError(
                 f"guide 'exact' needs a model with exact_posterior(data), and {type(model).__name__} has none; use 'full_rank' or 'mean_field'"
@@ -33,4 +40,5 @@ class Exact(PyroModule):
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         """Draws every latent from the posterior of the data that the guide was built with."""
-        self._draw(*args, **kwargs)
+        if self._draw is not None:
+            self._draw(*args, **kwargs)

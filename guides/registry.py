@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..inference.target.program import BoundData, describe
+from . import mixed
 from .beta import BetaGuide
 from .discrete import DiscreteGuide
 from .dropout import ConcreteDropout, DropConnect, McDropout
@@ -41,7 +42,7 @@ class Family:
 
 
 _BUILDERS: tuple[tuple[Any, str], ...] = (
-    (Exact, "the exact posterior, where the model knows it; nothing is trained"),
+    (Exact, "the exact posterior, where the model knows it, or where all latents are discrete and summed out"),
     (Map, "the posterior mode in the model's own parametrisation"),
     (Mle, "the maximum of the likelihood; the prior plays no part"),
     (Laplace, "a Gaussian at the mode with the curvature's covariance"),
@@ -76,8 +77,24 @@ def get(name: str) -> Family:
     return FAMILIES[name]
 
 
+def checked_name(name: str) -> str:
+    """The name, or a line of parts with the family of the weights checked.
+
+    Raises:
+        ValueError: naming the nearest names.
+    """
+    if not mixed.is_mixed(name):
+        return get(name).name
+    parts = mixed.parse(name)
+    if mixed.CONTINUOUS in parts:
+        get(parts[mixed.CONTINUOUS])
+    return mixed.in_words(parts)
+
+
 def build(name: str, model: Callable[..., Any], data: BoundData, *, discrete: str = "marginalize", **options: Any) -> Any:
     """The guide of a family for one model; with `discrete="guide"` it also covers the discrete latents."""
+    if mixed.is_mixed(name):
+        return mixed.build(mixed.parse(name), model, data, lambda part: get(part).build, **options)
     family = get(name)
     if discrete == "guide" and describe(model, data).discrete:
         return DiscreteGuide(model, data, family.build, **options)

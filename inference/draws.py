@@ -96,7 +96,10 @@ def draw(
             values, log_q = {}, torch.zeros(num)
         log_p = torch.zeros(num, device=owned.device)
         if score:
-            log_p = each(lambda v: log_joint(program, owned.model, kwargs, v), values, chunk=chunk) if values else log_p
+            if values:
+                log_p = each(lambda v: log_joint(program, owned.model, kwargs, v), values, chunk=chunk)
+            else:  # every latent is summed out
+                log_p = log_joint(program, owned.model, kwargs, {}).expand(num)
     if discrete and any(name not in values for name in program.discrete):
-        values |= draw_discrete(program, owned.model, kwargs, values, EachDraw())
+        values |= draw_discrete(program, owned.model, kwargs, values, EachDraw(), num=num)
     return Draws(values, log_p, None if point else log_q)

@@ -3,10 +3,20 @@
 if __name__ != "bayeszoo.models":
     raise ImportError("this folder is the package bayeszoo.models: write 'import bayeszoo.models', not 'import models'")
 
-from . import networks, weight_priors
+from . import depth_priors, networks, weight_priors
+from .adaptive_depth import AdaptiveDepthResNet
 from .bayesian_nn import BayesianNN
 from .coin_flip import CoinFlip
 from .hierarchical_coin import HierarchicalCoin
 from .linear_regression import BayesianLinearRegression
 
-__all__ = ["BayesianLinearRegression", "BayesianNN", "CoinFlip", "HierarchicalCoin", "networks", "weight_priors"]
+__all__ = [
+    "AdaptiveDepthResNet",
+    "BayesianLinearRegression",
+    "BayesianNN",
+    "CoinFlip",
+    "HierarchicalCoin",
+    "depth_priors",
+    "networks",
+    "weight_priors",
+]

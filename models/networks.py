@@ -7,6 +7,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from .residual import ResidualNetwork, residual_cnn, residual_mlp
+
+__all__ = ["ACTIVATIONS", "ResidualNetwork", "lenet_5_caffe", "lenet_300_100", "mlp", "residual_cnn", "residual_mlp"]
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GELU}
 
 

@@ -96,6 +96,6 @@ def test_is_a_lesson(path: Path) -> None:
     assert "## Exercise" in prose[-1]
     assert sum("**Before you look:**" in part for part in prose) >= 3
     assert "guide=" in source
-    assert "diagnose()" in source
+    assert "diagnose(" in source
     assert "az.summary(" in source
     assert "from bayeszoo" not in source  # the public API only

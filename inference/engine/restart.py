@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ..estimators.layer_noise import LayerNoise, by_layer
-from ..estimators.objective import Discrete, Estimator, Objective, analytic_kls
+from ..estimators.objective import Discrete, Estimator, Objective, analytic_kls, where_discrete
 from ..result import Run
 from ..target.density import EachDraw, model_factors
 from ..target.program import Program, describe, is_point_estimate, sample_sites
@@ -192,7 +192,14 @@ class Restart:
                 "density; leave out loss"
             )
         objective = Objective(
-            program, owned.model, guide, estimator, settings.num_particles, settings.discrete, surrogate, EachDraw()
+            program,
+            owned.model,
+            guide,
+            estimator,
+            settings.num_particles,
+            where_discrete(guide, settings.discrete),
+            surrogate,
+            EachDraw(),
         )
         drawn_by_layer = [n for n in program.continuous if n in trace.nodes and by_layer(trace.nodes[n]["fn"])]
         exact = estimator == "analytic_kl" and all(closed.get(n, False) for n in drawn_by_layer)
@@ -246,7 +253,7 @@ class Restart:
             close = difflib.get_close_matches(extra[0], list(self.program.latents), 1)
             hint = f"did you mean '{close[0]}'?" if close else "mark it infer={'is_auxiliary': True} if that is meant"
             raise ValueError(f"the guide draws '{extra[0]}', which is no latent site of the model; {hint}")
-        if self.settings.discrete == "guide":
+        if where_discrete(self.owned.guide, self.settings.discrete) == "guide":
             without = [n for n in self.program.discrete if n not in drawn]
             if without:
                 raise ValueError(
@@ -272,7 +279,7 @@ class Restart:
         scale_free = hasattr(owned.guide, "summary") and begun and all(n.startswith("guide.") for n in named)
         automatic, plan = settings.steps is None, wishes.plan
         rate = plan.first_step if automatic and scale_free else DEFAULT_STEP
-        if start is not None and start.raw:
+        if start.raw if start is not None else hasattr(owned.model, "initial_values"):
             rate = NETWORK_STEP
         # Near an optimum that the family reaches, Adam divides small gradients by eps: the step must not outgrow the curvature (1).
         self.make_optimizer, own_rate = _optimizer(wishes.optimizer, rate, 0.04 if scale_free else 1e-8)

@@ -31,13 +31,20 @@ from ..target.density import (
     site_factor,
     total,
 )
-from ..target.program import Fix, Program, is_point, sample_sites
+from ..target.program import DATA_PLATE, Fix, Program, is_point, sample_sites
 from .layer_noise import AtTheMean, Flipout, LayerNoise, Layers, Local
+from .row_scores import row_scores
 
 Estimator = Literal["monte_carlo", "analytic_kl", "importance_weighted"]
 Discrete = Literal["marginalize", "guide"]
 
 ESTIMATORS: tuple[Estimator, ...] = ("monte_carlo", "analytic_kl", "importance_weighted")
+
+
+def where_discrete(guide: Any, wanted: Discrete) -> Discrete:
+    """Where discrete latents live: a guide that is made to enumerate them, or to draw them, says so itself."""
+    own: Discrete | None = getattr(guide, "discrete", None)
+    return wanted if own is None else own
 
 
 @dataclass
@@ -89,7 +96,7 @@ class Objective:
             parts = self._particle(kwargs, row, strict)
         else:
             parts = self._particles(kwargs, noise, strict)
-        likelihood, kl, score = parts
+        likelihood, kl, score, rows = parts
         bound = likelihood - kl
         # REINFORCE: `score` is log q of the draws without a reparametrisation; its gradient is weighted by the bound.
         score = score - score.detach()
@@ -100,6 +107,9 @@ class Objective:
             value = bound.mean()
             weighted = bound if kl_weight is None else likelihood - kl_weight.to(kl.dtype) * kl
             surrogate = weighted.mean() + (weighted.detach() * score).mean()
+            if rows.shape[-1]:
+                weight = 1.0 if kl_weight is None else kl_weight.to(kl.dtype)
+                surrogate = surrogate + (rows[..., 0] - weight * rows[..., 1] + rows[..., 2]).mean()
             if members is not None:
                 surrogate = weighted.sum()  # each member trains as if it were alone
         return -surrogate, -value
@@ -228,13 +238,14 @@ class Objective:
             likelihood = total(factor for factor in factors if factor.observed)
             penalty = getattr(self.guide, "penalty", None)
             kl = torch.zeros_like(likelihood) if penalty is None else penalty()
-            return Parts(likelihood, kl, torch.zeros_like(likelihood))
+            zero = torch.zeros_like(likelihood)
+            return Parts(likelihood, kl, zero, zero.new_zeros(0))
         if self.estimator == "analytic_kl":
             return self._analytic(model, kwargs, trace, values)
         factors = model_factors(self.program, model, kwargs, values)
         if self.surrogate is None:
             factors += [f.negative for f in guide_factors(trace)]
-        return _parts(trace, factors)
+        return self._parts(trace, factors)
 
     def _analytic(
         self, model: Callable[..., Any], kwargs: Mapping[str, Any], trace: poutine.Trace, values: dict[str, Tensor]
@@ -253,7 +264,7 @@ class Objective:
                 terms += [factor, log_q.negative]
             else:
                 terms.append(Factor(name, -kl, factor.plates, factor.scale, False))
-        return _parts(trace, terms)
+        return self._parts(trace, terms)
 
     def _enumerated(self, kwargs: Mapping[str, Any], trace: poutine.Trace, values: dict[str, Tensor]) -> Parts:
         """Exact expectation over the guide's discrete sites: each cost weighted by q of the states it depends on."""
@@ -265,7 +276,20 @@ class Objective:
         costs = [site_factor(name, site) for name, site in sample_sites(prior)]
         costs += [f.negative for f in guide_factors(trace)]
         expected = [replace(cost, log_prob=cost.log_prob * self._weight(cost, log_q, dims)) for cost in costs]
-        return _parts(trace, expected, only=[n for n in self.program.continuous if n in trace.nodes])
+        return self._parts(trace, expected, only=[n for n in self.program.continuous if n in trace.nodes])
+
+    def _parts(self, trace: poutine.Trace, factors: Sequence[Factor], only: Sequence[str] | None = None) -> Parts:
+        likelihood = total(f for f in factors if f.observed)
+        kl = -total(f for f in factors if not f.observed)
+        names = [name for name in _without_gradient(trace) if only is None or name in only]
+        # One weight for all particles is one for all rows, too.
+        rowwise = [] if self.estimator == "importance_weighted" else [n for n in names if self._in_rows(trace.nodes[n])]
+        score = _score(trace, likelihood - kl, [n for n in names if n not in rowwise])
+        rows = row_scores([(trace.nodes[n], site_factor(n, trace.nodes[n])) for n in rowwise], factors, like=kl)
+        return Parts(likelihood, kl, score, rows)
+
+    def _in_rows(self, site: Any) -> bool:
+        return any(frame.name == DATA_PLATE for frame in site["cond_indep_stack"])
 
     def _weight(self, cost: Factor, log_q: Mapping[str, Factor], dims: Mapping[str, int]) -> Tensor | float:
         def depends(t: Tensor, dim: int) -> bool:
@@ -291,27 +315,23 @@ class Parts(NamedTuple):
         likelihood: log p(x | z).
         kl: log q(z) - log p(z), or its expectation where that is known.
         score: log q of the draws without a reparametrisation.
+        rows: what `row_scores` returns for those of them that belong to single observations: zeros with a gradient.
     """
 
     likelihood: Tensor
     kl: Tensor
     score: Tensor
+    rows: Tensor
 
 
-def _parts(trace: poutine.Trace, factors: Sequence[Factor], only: list[str] | None = None) -> Parts:
-    likelihood = total(f for f in factors if f.observed)
-    kl = -total(f for f in factors if not f.observed)
-    return Parts(likelihood, kl, _score(trace, likelihood - kl, only))
+def _score(trace: poutine.Trace, like: Tensor, names: Sequence[str]) -> Tensor:
+    """log q of the draws of some sites, unscaled: the bound that it multiplies is the whole data set's."""
+    return sum((site_factor(name, trace.nodes[name]).log_prob.sum() for name in names), start=torch.zeros_like(like))
 
 
-def _score(trace: poutine.Trace, like: Tensor, only: list[str] | None = None) -> Tensor:
-    """log q of the draws that carry no gradient of their own, unscaled: the bound that it multiplies is the whole data set's."""
-    score = torch.zeros_like(like)
-    for name, site in sample_sites(trace):
-        if site["is_observed"] or is_point(site) or site["fn"].has_rsample or (only is not None and name not in only):
-            continue
-        score = score + site_factor(name, site).log_prob.sum()
-    return score
+def _without_gradient(trace: poutine.Trace) -> list[str]:
+    """Sites whose draws carry no gradient of their own."""
+    return [name for name, site in sample_sites(trace) if not (site["is_observed"] or is_point(site) or site["fn"].has_rsample)]
 
 
 def _kl(q: Any, p: Any) -> Tensor | None:

@@ -289,6 +289,7 @@ def draw_discrete(
     kwargs: Mapping[str, Any],
     values: Values,
     each: EachDraw,
+    num: int = 1,
 ) -> dict[str, Tensor]:
     """Draws the summed-out discrete latents from p(z | values, observations), exactly, site after site.
 
@@ -297,18 +298,20 @@ def draw_discrete(
 
     Args:
         values: continuous latents, each (S, *shape).
+        num: S where the model has no continuous latent.
 
     Returns:
         One int64 (or the support's own) tensor a discrete site, (S, *shape).
     """
     known = dict(values)
-    num = len(next(iter(values.values()))) if values else 1
+    num = len(next(iter(values.values()))) if values else num
     drawn: dict[str, Tensor] = {}
     for name, site in program.discrete.items():
         support = site.distribution.enumerate_support(expand=False)
         states = support.reshape(support.shape[0], *site.distribution.event_shape)
         blank = _blank_nudge(program, model, kwargs, {k: v[0] for k, v in known.items()}, name)
-        nudge = blank.expand(num, *blank.shape).clone().requires_grad_()
+        # Without continuous latents all draws of the first site come from one distribution.
+        nudge = blank.expand(num if known else 1, *blank.shape).clone().requires_grad_()
 
         def marginal(draw: Values, name: str = name) -> Tensor:
             rest = {k: v for k, v in draw.items() if k != "__nudge__"}
@@ -318,7 +321,7 @@ def draw_discrete(
             log_z = each(marginal, {**known, "__nudge__": nudge})
             (probs,) = torch.autograd.grad(log_z.sum(), nudge)
         probs = probs.detach().clamp_min(0.0).movedim(1, -1)  # (S, K, *plates) -> (S, *plates, K)
-        index = torch.distributions.Categorical(probs=probs).sample()
+        index = torch.distributions.Categorical(probs=probs.expand(num, *probs.shape[1:])).sample()
         index = index.reshape(num, *site.batch_shape)
         drawn[name] = known[name] = states[index]
     return drawn

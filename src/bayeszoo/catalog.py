@@ -32,7 +32,6 @@ class Entry:
     summary: str
 
 
-
 def _network(data: Any) -> models.BayesianNN:
     """One hidden layer of 50, for classes where the target holds whole numbers, for numbers otherwise."""
     x, y = data.inputs["x"], data.observed

@@ -274,7 +274,7 @@ def _check_guide(name: str | None) -> None:
     if name is not None:
         from . import guides
 
-        guides.get(name)
+        guides.checked_name(name)
 
 
 def _compile_mode(word: str) -> Literal["auto"] | bool:

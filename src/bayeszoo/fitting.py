@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ FULL_RANK_BELOW = 200
 def fit(
     model: Callable[..., Any],
     data: Any,
-    guide: str | Callable[..., Any] | None = None,
+    guide: str | Mapping[str, str] | Callable[..., Any] | None = None,
     *,
     guide_options: dict[str, Any] | None = None,
     loss: Literal["auto", "monte_carlo", "analytic_kl", "importance_weighted"] = "auto",
@@ -50,7 +50,8 @@ def fit(
     Args:
         model: a `PyroModule`, or any Pyro callable.
         data: a `bayeszoo.data.Data`.
-        guide: a family's name (`bayeszoo.guides.FAMILIES`), a builder `(model, data) -> guide`, a ready guide (any Pyro
+        guide: a family's name (`bayeszoo.guides.FAMILIES`), a family for each part (`{"weights": "mean_field", "z": "exact"}`: all
+            continuous latents, and discrete sites by name), a builder `(model, data) -> guide`, a ready guide (any Pyro
             autoguide, any callable), or None for the model's matching family.
         guide_options: options of the family, such as `{"rank": 3}`.
         loss: `monte_carlo`, `analytic_kl`, `importance_weighted` (over the particles), or `auto`: analytic where the family
@@ -95,8 +96,10 @@ def fit(
     name = ""
     builder: Any = guide
     options = dict(guide_options or {})
+    if isinstance(guide, Mapping):
+        guide = guides.in_words(guide)
     if isinstance(guide, str):
-        name = guides.get(guide).name
+        name = guides.checked_name(guide)
 
         def builder(model: Callable[..., Any], data: Any) -> Any:
             return guides.build(name, model, data, discrete=discrete, **options)

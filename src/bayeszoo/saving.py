@@ -17,7 +17,7 @@ from .inference.checkpoint import Checkpoint, describe_sites, load_module, read,
 from .inference.engine.owned import Owned, default_dtype, is_builder, own
 from .inference.engine.restart import Settings
 from .inference.engine.training import History
-from .inference.estimators.objective import Objective
+from .inference.estimators.objective import Objective, where_discrete
 from .inference.runner import resolve_device
 from .inference.target.density import EachDraw
 from .inference.target.program import Program, describe
@@ -104,7 +104,7 @@ def _run(
         owned.guide,
         record["estimator"],
         settings.num_particles,
-        settings.discrete,
+        where_discrete(owned.guide, settings.discrete),
         record["surrogate"],
     )
     validation = [(step, loss) for step, loss in record["history"]["validation"]]
