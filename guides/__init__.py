@@ -16,7 +16,7 @@ from .low_rank import LowRank
 from .mean_field import MeanField
 from .mixed import in_words
 from .point import Map, Mle
-from .registry import FAMILIES, Family, available, build, checked_name, get
+from .registry import FAMILIES, Family, available, build, checked_name, fits, get
 from .structured import Structured
 from .variational_dropout import GaussianDropout, SparseVariationalDropout
 
@@ -43,6 +43,7 @@ __all__ = [
     "available",
     "build",
     "checked_name",
+    "fits",
     "get",
     "in_words",
 ]

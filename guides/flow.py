@@ -54,6 +54,10 @@ class _Flowed(TorchDistribution):
         return log_prob
 
 
+#: More latents than this and the masks of an autoregressive network alone take minutes to make.
+LIMIT = 1_000
+
+
 class InverseAutoregressive(ContinuousGuide):
     """Affine autoregressive transforms, inverted so that drawing takes one pass.
 
@@ -73,6 +77,11 @@ class InverseAutoregressive(ContinuousGuide):
         super().__init__(model, data)
         if transforms < 1:
             raise ValueError(f"transforms must be at least 1, got {transforms}")
+        if self.space.size > LIMIT:
+            raise ValueError(
+                f"guide '{self.family}' needs networks from all {self.space.size} latents to all of them, and {LIMIT} are the most; use "
+                "'low_rank' or 'mean_field'"
+            )
         center = prior_scale_values(self.program, self.space)
         self.register_buffer("center", center)
         self.register_buffer("frame", 0.1 * torch.eye(len(center), dtype=center.dtype, device=center.device))

@@ -9,13 +9,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from ..inference.target.program import BoundData
 from ..inference.target.start import Start
 from .continuous import ContinuousGuide, Plates, prior_scale_values, sample_joint
+from .own_draws import OwnDraws
 from .path_derivative import PathDerivative
 
 #: The Cholesky factor of so many latents has 8 million numbers.
@@ -26,6 +26,8 @@ class FullRank(ContinuousGuide):
     """One multivariate normal: u = center + frame (m + C e), e ~ N(0, I), C lower triangular."""
 
     family = "full_rank"
+    #: A covariance is far from the posterior's unless it begins at the curvature, also where a model says where to begin.
+    starts_at_mode = True
 
     def __init__(self, model: Callable[..., Any], data: BoundData, *, init_scale: float = 0.1) -> None:
         super().__init__(model, data)
@@ -57,7 +59,7 @@ class FullRank(ContinuousGuide):
         """q(u)."""
         offset, tril = (self.offset.detach(), self.tril.detach()) if detach else (self.offset, self.tril)
         factor = tril.tril(-1) + tril.diagonal().exp().diag_embed()
-        return dist.MultivariateNormal(self.center + self.frame @ offset, scale_tril=self.frame @ factor)
+        return OwnDraws(self.center + self.frame @ offset, scale_tril=self.frame @ factor)
 
     def summary(self) -> Tensor:
         """Means in posterior sds and log sds of every coordinate, (2 D,): what must settle before the fit has converged."""
@@ -78,6 +80,7 @@ class Laplace(FullRank):
     """
 
     family = "laplace"
+    starts_at_mode = False  # it is the mode, whatever that is like
 
     def __init__(self, model: Callable[..., Any], data: BoundData) -> None:
         super().__init__(model, data)

@@ -46,5 +46,7 @@ class PathDerivative(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density with the parameters held fixed."""
-        log_prob: Tensor = self.frozen.log_prob(value)
+        along = getattr(self.live, "path_log_prob", None)
+        found: Tensor | None = None if along is None else along(value)
+        log_prob: Tensor = self.frozen.log_prob(value) if found is None else found
         return log_prob

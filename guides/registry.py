@@ -114,14 +114,16 @@ def available(model: Callable[..., Any], data: BoundData | None = None) -> list[
     """
     if data is None:
         data = _sample_data(model)
-    names = []
-    for name, family in FAMILIES.items():
-        try:
-            family.build(model, data)
-        except ValueError:
-            continue
-        names.append(name)
-    return names
+    return [name for name in FAMILIES if fits(name, model, data)]
+
+
+def fits(name: str, model: Callable[..., Any], data: BoundData) -> bool:
+    """Whether a family fits a model."""
+    try:
+        get(name).build(model, data)
+    except ValueError:
+        return False
+    return True
 
 
 def _sample_data(model: Callable[..., Any]) -> Any:

@@ -23,6 +23,7 @@ from ..inference.target.program import BoundData, Site
 from ..inference.target.start import Start
 from ..inference.target.unconstrained import Unconstrained
 from .continuous import ContinuousGuide, Plates, prior_scale_values
+from .own_draws import OwnDraws
 from .path_derivative import PathDerivative
 
 
@@ -126,7 +127,7 @@ class Structured(ContinuousGuide):
 
 
 def _shared(offset: Tensor, tril: Tensor) -> Any:
-    return dist.MultivariateNormal(offset, scale_tril=tril.tril(-1) + tril.diagonal().exp().diag_embed())
+    return OwnDraws(offset, scale_tril=tril.tril(-1) + tril.diagonal().exp().diag_embed())
 
 
 def _local(site: Site, loc: Tensor, scale: Tensor) -> Any:

@@ -24,6 +24,7 @@ from .target.density import EachDraw, log_likelihood
 from .target.program import Program
 
 if TYPE_CHECKING:
+    from .early_exit.early_exit import EarlyExit
     from .prediction.averaging import AveragingCurve
     from .prediction.scores import ClassScores, NumberScores
 
@@ -359,16 +360,19 @@ class Fit:
         latents of single observations take their drawn values.
         """
         draws = self.run.draws(self.data, n, self._seed(seed, 11), discrete=bool(self._global_discrete()), score=False)
-        return self.pointwise(self.run, draws.values, site)
+        return self.pointwise(self.run, draws.values, site, num=n)
 
-    def pointwise(self, run: Run, values: Mapping[str, Tensor], site: str | None = None) -> Tensor:
-        """log p(observation | values) for given draws of one restart; see `log_likelihood`."""
+    def pointwise(self, run: Run, values: Mapping[str, Tensor], site: str | None = None, num: int = 1) -> Tensor:
+        """log p(observation | values) for given draws of one restart, `num` where there are no latents; see `log_likelihood`."""
         names = list(self.program.observed)
         site = names[0] if site is None else site
         kept = {k: v for k, v in values.items() if not (self.program.latents[k].discrete and self.program.latents[k].local)}
-        num = len(next(iter(values.values())))
+        num = len(next(iter(values.values()))) if values else num
         with run.owned.active(0), torch.no_grad():
             kwargs = self.data.bind(run.owned.model)
+            if not kept:  # nothing but what is summed out: the same for every draw
+                same: Tensor = log_likelihood(self.program, run.owned.model, kwargs, {})[site]
+                return same.cpu().expand(num, *same.shape).clone()
 
             def one(v: Mapping[str, Tensor]) -> Tensor:
                 return log_likelihood(self.program, run.owned.model, kwargs, v)[site]
@@ -416,6 +420,28 @@ class Fit:
         from .pruning.sparsify import sparsify
 
         return sparsify(self, threshold, batch_size, format)
+
+    def early_exit(
+        self, x: Any, rule: str = "mode", *, n: int = 30, batch_size: int = 512, repeats: int = 3, seed: int = 0
+    ) -> EarlyExit:
+        """Classes of new inputs from a network of adaptive depth, with as few layers as the rule allows.
+
+        Args:
+            x: `Data`, or inputs `(N, ...)`.
+            rule: `mode` (the most probable pair of class and depth) and `marginal` (the most probable class, the depth summed
+                out) stop when no deeper layer can change the answer, so it is always that of the full computation; `sample`
+                draws the depth from the prior, which cannot adapt to x; `amortized` takes the most probable depth of q(z | x).
+            n: draws of the weights, where they are latent; probabilities are averaged over them.
+            batch_size: inputs that go through the layers together; those that are certain leave it.
+            repeats: how often the time is measured.
+            seed: of the draws.
+
+        Returns:
+            Classes, layers used, operations, measured time, and the share of answers that equal the full computation's.
+        """
+        from .early_exit.early_exit import early_exit
+
+        return early_exit(self, x, rule, n=n, batch_size=batch_size, repeats=repeats, seed=seed)
 
 
 def _check_draws(n: Any) -> None:

@@ -70,7 +70,7 @@ class AdaptiveDepthResNet(LatentWeights):
         super().__init__(net, "normal" if prior is None else prior, "none" if prior is None else bayesian, biases, freeze, init)
         self.scope = scope
         self.depth: int = net.depth
-        self.register_buffer("probs", prior_of_depth(depth_prior, net.depth, depth_rate).to(torch.get_default_dtype()))
+        self.register_buffer("probs", prior_of_depth(depth_prior, net.depth, depth_rate))
 
     def forward(
         self, x: Tensor, y: Tensor | None = None, *, num_data: int | None = None, index: Tensor | None = None
@@ -103,7 +103,7 @@ class AdaptiveDepthResNet(LatentWeights):
         """
         score = torch.log_softmax(logits, -1).gather(2, y.long()[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(2)
         score = score.sum(0) if self.scope == "data" else score
-        return torch.softmax(score + self.probs.to(score).log(), -1)
+        return torch.softmax(score + self.probs.log().to(score), -1)
 
     def check(self, data: BoundData) -> None:
         """Raise ValueError where the data do not fit: another shape of x, labels that are no classes, a single class."""

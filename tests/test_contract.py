@@ -74,6 +74,15 @@ def pictures(prior: str = "normal") -> tuple[Any, bz.data.Data]:
     return bz.models.BayesianNN(net, prior=prior), bz.data.Data(inputs={"x": x}, observed=labels, num_classes=2)
 
 
+def layered(**options: Any) -> tuple[Any, bz.data.Data]:
+    """The classes of `classifier`, for a network that may use 0 to 3 layers."""
+    _, data = classifier()
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        net = bz.models.networks.residual_mlp(2, 3, depth=3, width=6)
+    return bz.models.AdaptiveDepthResNet(net, **options), data
+
+
 def simulated(model: Any, n: int) -> tuple[Any, bz.data.Data]:
     return model, bz.data.simulate(model, n, seed=5)
 
@@ -122,6 +131,13 @@ CASES = {
     "pictures-flipout-batch": Case(pictures, "mean_field", {"batch_size": 20, "estimator": "flipout"}),
     "pictures-mc_dropout": Case(pictures, "mc_dropout"),
     "pictures-sparse_vd-local": Case(lambda: pictures("log_uniform"), "sparse_vd", {"estimator": "local"}),
+    **{f"depth-{z}-batch": Case(layered, {"z": z}, {"batch_size": 20}) for z in ("exact", "table", "amortized", "reinforce")},
+    "depth-shared-global-batch": Case(lambda: layered(scope="data"), {"z": "global"}, {"batch_size": 20}),
+    "depth-shared-exact": Case(lambda: layered(scope="data"), "exact"),
+    **{
+        f"depth-weights-{z}-batch": Case(lambda: layered(prior="normal"), {"weights": "mean_field", "z": z}, {"batch_size": 20})
+        for z in ("exact", "amortized", "reinforce")
+    },
     "pca-amortized-batch": Case(lambda: simulated(PrincipalComponents(), 50), Encoder, {"batch_size": 25}, own_guide=True),
     "pca-mean_field-batch": Case(lambda: simulated(PrincipalComponents(), 50), "mean_field", {"batch_size": 25}),
     "centres-structured-batch": Case(lambda: simulated(Centres(), 24), "structured", {"batch_size": 12}),
@@ -144,6 +160,7 @@ QUICK = {
     "unknown-spline", "network-mean_field-batch", "pca-amortized-batch", "centres-structured-batch", "mixture-mean_field-batch",
     "switch-guide-batch", "switch-mean_field", "weights-mean_field-batch", "weights-mc_dropout-batch", "weights-ensemble-batch",
     "weights-sparse_vd-batch", "weights-last", "curve-mean_field", "pictures-flipout-batch",
+    "depth-exact-batch", "depth-amortized-batch", "depth-reinforce-batch", "depth-shared-global-batch", "depth-weights-exact-batch",
 }  # fmt: skip
 
 

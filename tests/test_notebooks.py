@@ -24,8 +24,12 @@ JUPYTER_NOISE = (
     "ignore::pytest.PytestUnraisableExceptionWarning",
 )
 
+#: Those that take longer than a minute run with the slow tests.
+LONG = ("03", "04", "05")
+
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
 pytestmark = [
-    pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem),
     *(pytest.mark.filterwarnings(rule) for rule in JUPYTER_NOISE),
 ]
 
@@ -56,6 +60,11 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=pytest.mark.slow) if p.stem.startswith(LONG) else p for p in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_runs(path: Path, kernel: str, tmp_path: Path) -> None:
     """The text runs from top to bottom in an empty folder, without an error and without a warning."""
     work = tmp_path / "work"
@@ -68,12 +77,14 @@ def test_runs(path: Path, kernel: str, tmp_path: Path) -> None:
     assert any("image/png" in o.get("data", {}) for o in outputs)
 
 
+@each
 def test_committed_notebook_is_the_text(path: Path) -> None:
     """Both halves of the pair hold the same cells."""
     committed = jupytext.read(path.with_suffix(".ipynb"))
     assert cells(committed) == cells(jupytext.read(path))
 
 
+@each
 def test_committed_notebook_has_outputs(path: Path) -> None:
     """Figures and numbers can be read without running anything, and name no folder of a machine."""
     ipynb = path.with_suffix(".ipynb")
@@ -87,6 +98,7 @@ def test_committed_notebook_has_outputs(path: Path) -> None:
     assert not [word for word in ("/home/", "/root/", "/Users/", "/tmp/", "site-packages") if word in text]
 
 
+@each
 def test_is_a_lesson(path: Path) -> None:
     """Goals at the top, questions before figures, a guide by its name, ArviZ, and an exercise at the end."""
     notebook = jupytext.read(path)

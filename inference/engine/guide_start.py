@@ -74,6 +74,10 @@ def start_guide(
             return point if math.isfinite(float(log_density(point))) else _finite_point(log_density, u)
 
         start = find_start(log_density, u, batched=batched, others=[elsewhere] * (4 if objective.surrogate is None else 2))
+    if given is not None and getattr(guide, "starts_at_mode", False) and not start.converged:
+        # Weights of hidden layers have ridges and saddles instead of a mode, whose curvature would mislead.
+        guide.initialize(given)
+        return given
     guide.initialize(start)
     if guide is not owned.guide:
         with torch.no_grad():

@@ -19,7 +19,7 @@ from ..estimators.objective import Discrete, Estimator, Objective, analytic_kls,
 from ..result import Run
 from ..target.density import EachDraw, model_factors
 from ..target.program import Program, describe, is_point_estimate, sample_sites
-from ..target.start import Start
+from ..target.start import DENSE_LIMIT, Start
 from .compiled import Compiler, Mode
 from .convergence import Plan, Tail
 from .guide_start import start_guide
@@ -117,7 +117,9 @@ class Restart:
         # A network's mode is of interest only as an answer: it overfits, and a posterior is better begun small.
         free = self.settings.steps is None and self.settings.batch_size is None and self.wishes.optimizer is None
         trained = any(p.requires_grad for p in self.owned.parameters().values())
-        mode = not self.streamed and (not trained or (self.objective.surrogate is not None and free))
+        space = getattr(self.owned.guide, "space", None)
+        curved = getattr(self.owned.guide, "starts_at_mode", False) and space is not None and space.size <= DENSE_LIMIT
+        mode = not self.streamed and (not trained or curved or (self.objective.surrogate is not None and free))
         return start_guide(self.owned, self.objective, self.full, self.number, mode=mode)
 
     def train(self) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .fitting import fit as fit_one
+from .fitting import in_precision
 from .inference import Fit
 from .inference.draws import chunk_size
 from .inference.target.density import EachDraw, log_likelihood
@@ -168,10 +169,10 @@ def _check_guides(model: Any, data: Any, named: Mapping[str, Any], options: Mapp
     if callable(check):
         check(data)
     for name, guide in named.items():
-        if isinstance(guide, str):
-            family = families.get(guide)
+        line = families.in_words(guide) if isinstance(guide, Mapping) else guide
+        if isinstance(line, str):
             with quiet(0):
-                families.build(family.name, model, data, **options.get(name, {}))
+                families.build(families.checked_name(line), in_precision(model, data), data, **options.get(name, {}))
 
 
 def _truth(model: Any, data: Any, reference: Any) -> Truth | None:

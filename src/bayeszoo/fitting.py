@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from . import guides, inference
 from .catalog import entry_of
@@ -92,7 +94,7 @@ def fit(
     if callable(check):
         check(data)
     if guide is None:
-        guide = matching_guide(model, data)
+        guide = matching_guide(in_precision(model, data), data)
     name = ""
     builder: Any = guide
     options = dict(guide_options or {})
@@ -115,16 +117,24 @@ def fit(
     )  # fmt: skip
 
 
+def in_precision(model: Callable[..., Any], data: Any) -> Callable[..., Any]:
+    """The model as the fit will run it: a copy in the data's precision, where it is a module with numbers of another."""
+    if not isinstance(model, nn.Module) or all(p.dtype == data.dtype for p in model.parameters()):
+        return model
+    return copy.deepcopy(model).to(data.dtype)
+
+
 def matching_guide(model: Callable[..., Any], data: Any) -> str:
     """The family of a zoo model's own entry; for other models full rank, mean field where there are many latents."""
     entry = entry_of(model)
-    if entry is not None and entry.guide in guides.available(model, data):
+    if entry is not None and guides.fits(entry.guide, model, data):
         return entry.guide
     program = describe(model, data)
+    if not program.continuous:
+        return "exact"
     if hasattr(model, "initial_values"):  # a network's weights: too many and too little correlated for a covariance
         return "mean_field"
-    names = guides.available(model, data)
-    if program.local and "structured" in names:
+    if program.local and guides.fits("structured", model, data):
         return "structured"
     size = sum(site.shape.numel() for site in program.continuous.values())
     return "full_rank" if size <= FULL_RANK_BELOW and not program.local else "mean_field"

@@ -17,6 +17,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 import bayeszoo as bz
+from bayeszoo.inference.estimators import gradient_table
 from bayeszoo.inference.estimators.gradient_moments import squared_norm
 
 #: Standard errors that an estimate may miss by: seeds are fixed, and one in 16,000 normal numbers is further off.
@@ -409,7 +410,7 @@ def test_squared_norms_and_their_errors_are_honest(mean: float) -> None:
     # An sd from 2,000 thick-tailed numbers is known to about 4 %; at zero the error is 40 % too large by construction.
     assert 0.9 * spread < float(errors.square().mean().sqrt()) < (1.1 if mean else 1.5) * spread
     if not mean:
-        assert float((values > bz.inference.gradient_table.SIGNIFICANT * errors).double().mean()) < 0.002
+        assert float((values > gradient_table.SIGNIFICANT * errors).double().mean()) < 0.002
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""When the answer cannot change any more.
+
+J(y, z) = p(y | x, z) p(z) is known for z = 0 .. l after l layers. Two answers have certificates:
+
+    mode      the largest J(y, z): no deeper z can win once the best so far is at least max_{z > l} p(z), since p(y | x, z) <= 1
+    marginal  the largest sum_z J(y, z): certain once the leader's sum exceeds the runner-up's by all the mass of z > l
+
+Ties go to the smallest z, then to the smallest y. A product of matrices differs in its last bits with the number of rows, so
+a certificate must hold with a margin. With many draws of the weights p(y | x, z) is their average, which is at most 1, too.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+#: Rounding of p(y | x, z) in units of the precision's epsilon: of the matrix products that differ with the number of rows.
+ROUNDING = 1000.0
+
+
+class Rule(Protocol):
+    """What is known of some inputs so far, one row each."""
+
+    def update(self, layers: int, probs: Tensor) -> Tensor:
+        """Takes p(y | x, z = layers), `(N, K)`; returns which rows are certain, `(N,)`."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with these rows only."""
+
+    def answer(self) -> tuple[Tensor, Tensor]:
+        """The class `(N,)` and its J or sum of J `(N,)`."""
+
+
+class Mode:
+    """The most probable pair of class and depth."""
+
+    def __init__(self, prior: Tensor, rows: int, classes: int) -> None:
+        self.prior = prior
+        self.best = prior.new_full((rows,), -1.0)
+        self.label = torch.zeros(rows, dtype=torch.long, device=prior.device)
+        deeper = torch.cat([prior, prior.new_zeros(1)]).flip(0).cummax(0).values.flip(0)[1:]
+        self.deeper = deeper * (1 + ROUNDING * torch.finfo(prior.dtype).eps)
+
+    def update(self, layers: int, probs: Tensor) -> Tensor:
+        """See `Rule`."""
+        value, label = (self.prior[layers] * probs).max(1)
+        better = value > self.best  # strictly: a tie belongs to fewer layers
+        self.best = torch.where(better, value, self.best)
+        self.label = torch.where(better, label, self.label)
+        return self.best >= self.deeper[layers]
+
+    def keep(self, rows: Tensor) -> None:
+        """See `Rule`."""
+        self.best, self.label = self.best[rows], self.label[rows]
+
+    def answer(self) -> tuple[Tensor, Tensor]:
+        """See `Rule`."""
+        return self.label, self.best
+
+
+class Marginal:
+    """The most probable class, the depth summed out."""
+
+    def __init__(self, prior: Tensor, rows: int, classes: int) -> None:
+        self.prior = prior
+        self.sums = prior.new_zeros(rows, classes)
+        left = torch.cat([prior, prior.new_zeros(1)]).flip(0).cumsum(0).flip(0)[1:]
+        self.margin = ROUNDING * torch.finfo(prior.dtype).eps
+        self.left = left * (1 + self.margin)
+
+    def update(self, layers: int, probs: Tensor) -> Tensor:
+        """See `Rule`."""
+        self.sums = self.sums + self.prior[layers] * probs
+        if layers == len(self.prior) - 1:
+            return torch.ones(len(probs), dtype=torch.bool, device=probs.device)
+        first, second = self.sums.topk(2, 1).values.unbind(1)
+        return first - second > self.left[layers] + self.margin * first
+
+    def keep(self, rows: Tensor) -> None:
+        """See `Rule`."""
+        self.sums = self.sums[rows]
+
+    def answer(self) -> tuple[Tensor, Tensor]:
+        """See `Rule`."""
+        value, label = self.sums.max(1)
+        return label, value
+
+
+class Given:
+    """The class at a depth that is chosen before."""
+
+    def __init__(self, depth: Tensor) -> None:
+        self.depth = depth
+        self.label = torch.zeros(len(depth), dtype=torch.long, device=depth.device)
+        self.prob = torch.zeros(len(depth), device=depth.device)
+
+    def update(self, layers: int, probs: Tensor) -> Tensor:
+        """See `Rule`."""
+        here = self.depth == layers
+        value, label = probs.max(1)
+        self.label = torch.where(here, label, self.label)
+        self.prob = torch.where(here, value.to(self.prob), self.prob)
+        return self.depth <= layers
+
+    def keep(self, rows: Tensor) -> None:
+        """See `Rule`."""
+        self.depth, self.label, self.prob = self.depth[rows], self.label[rows], self.prob[rows]
+
+    def answer(self) -> tuple[Tensor, Tensor]:
+        """See `Rule`."""
+        return self.label, self.prob
