@@ -242,6 +242,8 @@ def describe_model(model: Any) -> dict[str, Any]:
         "class": getattr(kind, "__qualname__", type(kind).__name__),
         "module": getattr(kind, "__module__", ""),
         "arguments": constructor_arguments(model) if isinstance(model, nn.Module) else None,
+        # The zoo's own way to make such a model for a data set, where it was made that way: networks have no other.
+        "from_catalog": bool(getattr(model, "from_catalog", False)),
     }
 
 

@@ -254,3 +254,17 @@ def test_a_real_process_prints_json_on_stdout_alone(tmp_path):
     assert failed.stdout == ""
     assert failed.stderr.startswith("bayeszoo: unknown model 'nothing'")
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("model", ["bayesian_nn", "adaptive_depth"])
+def test_a_network_of_the_catalogue_is_read_back_without_it(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = runner.invoke(app, ["fit", model, "--steps", "20", "--compile", "no", "--quiet", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    again = bz.load(out)
+    x = again.data.inputs["x"][:5]
+    assert again.predict(x, n=10).probs.shape == (5, 10)
+    own = bz.models.BayesianNN(bz.models.networks.mlp(64, [7], 10))
+    bz.fit(own, again.data, steps=2, compile=False, progress=False).save(tmp_path / "own")
+    with pytest.raises(ValueError, match="is of a network of your own in 'BayesianNN'"):
+        bz.load(tmp_path / "own")

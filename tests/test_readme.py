@@ -157,6 +157,15 @@ def test_arviz(blocks: dict[str, str]) -> None:
     assert plt.get_fignums(), "the plots drew nothing"
 
 
+def test_a_network_of_adaptive_depth(blocks: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    names = run(blocks["depth"], {})
+    said = capsys.readouterr().out
+    assert names["answer"].agreement == 1.0
+    assert "certified" in said
+    assert names["answer"].accuracy(names["test"]) > 0.95
+    assert set(names["both"].sample(2)) == {"z", *names["uncertain"].sites}
+
+
 def test_a_network(blocks: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     names = run(blocks["network"], {})
     scores = names["prediction"].scores(names["test"].observed)

@@ -46,6 +46,11 @@ def loo(fit: Fit, n: int = 1000, *, site: str | None = None, seed: int | None = 
 
 def loo_of(fit: Fit, draws: Draws, site: str | None = None) -> Any:
     """LOO from draws of the best restart that have been made already."""
+    if not fit.program.continuous and all(latent.local for latent in fit.program.discrete.values()):
+        raise ValueError(
+            "LOO weighs draws against each other, and here all have the same likelihood: what is latent is summed out and the rest are "
+            "points; score observations that were held out, fit.scores(test)"
+        )
     labels = Labels(fit.program, fit.model, fit.data)
     tree, note = log_likelihood_tree(fit, labels, fit.run, draws)
     found = [name for name in fit.program.observed if labels.variables[name] in tree["log_likelihood"].data_vars]

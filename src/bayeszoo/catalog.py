@@ -31,6 +31,12 @@ class Entry:
     dataset: tuple[str, dict[str, Any]]
     summary: str
 
+    def model(self, data: Any) -> Any:
+        """The model as it suits a data set, marked so that a saved fit can be read back without it."""
+        made = self.make(data)
+        made.from_catalog = True
+        return made
+
 
 def _network(data: Any) -> models.BayesianNN:
     """One hidden layer of 50, for classes where the target holds whole numbers, for numbers otherwise."""
@@ -39,6 +45,16 @@ def _network(data: Any) -> models.BayesianNN:
     if y.is_floating_point():
         return models.BayesianNN(models.networks.mlp(size, [50], 1), "gaussian")
     return models.BayesianNN(models.networks.mlp(size, [50], int(y.max()) + 1))
+
+
+def _layers(data: Any) -> models.AdaptiveDepthResNet:
+    """Six layers of 32."""
+    if data.observed.is_floating_point():
+        raise ValueError(
+            "adaptive_depth tells classes apart, and the target holds numbers; use bayesian_nn or linear_regression"
+        )
+    net = models.networks.residual_mlp(data.inputs["x"][0].numel(), int(data.observed.max()) + 1, depth=6, width=32)
+    return models.AdaptiveDepthResNet(net, "geometric", 0.9)
 
 
 _ENTRIES = (
@@ -73,6 +89,14 @@ _ENTRIES = (
         _network,
         ("digits", {}),
         "a network with a normal prior on its weights; here one hidden layer of 50",
+    ),
+    Entry(
+        "adaptive_depth",
+        models.AdaptiveDepthResNet,
+        "exact",
+        _layers,
+        ("digits", {}),
+        "a residual network that uses as many layers as an input needs; here up to 6",
     ),
 )
 

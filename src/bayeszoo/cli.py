@@ -135,7 +135,7 @@ def fit_(
         try:
             with _told_if_not_compiled(quiet):
                 result = fit(
-                    found.make(observed),
+                    found.model(observed),
                     observed,
                     guide=guide,
                     steps=steps,
@@ -181,7 +181,7 @@ def compare_(
         observed = read_data(model, data, target)
         names = [name.strip() for name in guides.split(",") if name.strip()]
         result = compare(
-            found.make(observed),
+            found.model(observed),
             observed,
             names,
             steps=steps,

@@ -50,7 +50,7 @@ def load(
     dtype = getattr(torch, record["dtype"])
     where = resolve_device(device if device is not None else _device(record["device"]))
     rebuilt = _data(saved, data).to(where, dtype)
-    model = _model(saved, dtype) if model is None else model
+    model = _model(saved, dtype, rebuilt) if model is None else model
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"]["guide_options"].items()}
     settings = Settings(**{**record["settings"], "guide_options": options})
     if guide is None and not settings.guide:
@@ -147,20 +147,23 @@ def _shapes(sites: dict[str, list[int]]) -> str:
     return ", ".join(f"{name} {tuple(shape)}" for name, shape in sites.items()) or "none"
 
 
-def _model(saved: Checkpoint, dtype: torch.dtype) -> Callable[..., Any]:
+def _model(saved: Checkpoint, dtype: torch.dtype, data: Any) -> Callable[..., Any]:
     spec = saved.record["model"]
-    build = next(
-        (e.build for e in ENTRIES.values() if (e.build.__module__, e.build.__qualname__) == (spec["module"], spec["class"])),
-        None,
+    entry = next(
+        (e for e in ENTRIES.values() if (e.build.__module__, e.build.__qualname__) == (spec["module"], spec["class"])), None
     )
-    if build is None or spec["arguments"] is None:
-        raise ValueError(
-            f"the fit in '{saved.path}' is of your own model '{spec['class']}', which cannot be rebuilt by "
-            "name; give it, bz.load(path, model=...)"
-        )
     with default_dtype(dtype):
-        model: Callable[..., Any] = build(**spec["arguments"])
-    return model
+        if entry is not None and spec["arguments"] is not None:
+            model: Callable[..., Any] = entry.build(**spec["arguments"])
+            return model
+        if entry is not None and spec.get("from_catalog"):
+            made: Callable[..., Any] = entry.model(data)
+            return made
+    whose = "of a network of your own in" if entry is not None else "of your own model"
+    raise ValueError(
+        f"the fit in '{saved.path}' is {whose} '{spec['class']}', which cannot be rebuilt by name; give it, "
+        "bz.load(path, model=...)"
+    )
 
 
 def _data(saved: Checkpoint, given: Any) -> Any:

@@ -210,3 +210,10 @@ def test_what_is_refused() -> None:
         with pytest.raises(ValueError, match=words) as caught:
             call()
         assert str(caught.value).count("\n") == 0
+
+
+def test_loo_says_why_there_is_none() -> None:
+    fit = bz.fit(bz.models.AdaptiveDepthResNet(residual_mlp(2, 3, 2, 4)), spiral(), steps=5, progress=False)
+    with pytest.raises(ValueError, match="all have the same likelihood"):
+        fit.loo()
+    assert any("all have the same likelihood" in note for note in fit.diagnose().notes)
