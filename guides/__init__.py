@@ -6,6 +6,7 @@
 if __name__ != "bayeszoo.guides":
     raise ImportError("this folder is the package bayeszoo.guides: write 'import bayeszoo.guides', not 'import guides'")
 
+from .amortized import Amortized, AmortizedFlow, AmortizedFullRank, PerDatum
 from .beta import BetaGuide
 from .dropout import ConcreteDropout, DropConnect, McDropout
 from .ensemble import Ensemble
@@ -22,6 +23,9 @@ from .variational_dropout import GaussianDropout, SparseVariationalDropout
 
 __all__ = [
     "FAMILIES",
+    "Amortized",
+    "AmortizedFlow",
+    "AmortizedFullRank",
     "BetaGuide",
     "ConcreteDropout",
     "DropConnect",
@@ -37,6 +41,7 @@ __all__ = [
     "McDropout",
     "MeanField",
     "Mle",
+    "PerDatum",
     "SparseVariationalDropout",
     "SplineFlow",
     "Structured",

@@ -86,8 +86,7 @@ class InverseAutoregressive(ContinuousGuide):
         self.register_buffer("center", center)
         self.register_buffer("frame", 0.1 * torch.eye(len(center), dtype=center.dtype, device=center.device))
         width = min(256, max(32, 2 * len(center)))
-        self.flow = self.make_flow(len(center), transforms, hidden or (width, width)).to(center.dtype)
-        _begin_at_identity(self.flow)
+        self.flow = identity_flow(self.make_flow(len(center), transforms, hidden or (width, width))).to(center.dtype)
 
     def make_flow(self, size: int, transforms: int, hidden: tuple[int, ...]) -> nn.Module:
         """The flow before training, a lazy distribution."""
@@ -138,8 +137,8 @@ class SplineFlow(InverseAutoregressive):
         return zuko.flows.Flow(flow.transform.inv, flow.base)
 
 
-def _begin_at_identity(flow: nn.Module) -> None:
-    """Shrinks each network's last layer (and a transform without a network) to a hundredth."""
+def identity_flow(flow: nn.Module) -> nn.Module:
+    """The flow with each network's last layer (and a transform without a network) shrunk to a hundredth."""
     with torch.no_grad():
         for module in flow.modules():
             layers = [m for m in module.children() if isinstance(m, nn.Linear)] if isinstance(module, nn.Sequential) else []
@@ -149,3 +148,4 @@ def _begin_at_identity(flow: nn.Module) -> None:
         for name, parameter in flow.named_parameters():
             if "phi" in name:
                 parameter.mul_(0.01)
+    return flow

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..inference.target.program import BoundData, describe
 from . import mixed
+from .amortized import Amortized, AmortizedFlow, AmortizedFullRank, PerDatum
 from .beta import BetaGuide
 from .discrete import DiscreteGuide
 from .dropout import ConcreteDropout, DropConnect, McDropout
@@ -52,6 +53,10 @@ _BUILDERS: tuple[tuple[Any, str], ...] = (
     (Structured, "full rank over the shared latents, and each observation's latents given them"),
     (InverseAutoregressive, "an inverse autoregressive flow"),
     (SplineFlow, "a neural spline flow"),
+    (Amortized, "latents of single observations: normals from an inference network"),
+    (AmortizedFullRank, "the same with correlations"),
+    (AmortizedFlow, "the same with an inverse autoregressive flow"),
+    (PerDatum, "latents of single observations: a table of normals, a row for each"),
     (McDropout, "networks: inputs of layers dropped at a fixed rate; the masks are the latents"),
     (DropConnect, "networks: single weights dropped at a fixed rate"),
     (ConcreteDropout, "networks: dropout whose rates are learned"),

@@ -250,10 +250,8 @@ def describe_model(model: Any) -> dict[str, Any]:
 def constructor_arguments(model: nn.Module) -> dict[str, Any] | None:
     """`model.config()`, or the attributes named as the constructor's parameters; None if neither will do."""
     config = getattr(model, "config", None)
-    if callable(config):
-        return dict(config())
-    found: dict[str, Any] = {}
-    for name, parameter in inspect.signature(type(model).__init__).parameters.items():
+    found: dict[str, Any] = dict(config()) if callable(config) else {}
+    for name, parameter in () if found else inspect.signature(type(model).__init__).parameters.items():
         if name == "self":
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or not hasattr(model, name):

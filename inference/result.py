@@ -25,13 +25,19 @@ from .target.program import Program
 
 if TYPE_CHECKING:
     from .early_exit.early_exit import EarlyExit
+    from .likelihood.inference_gap import InferenceGap
+    from .likelihood.log_marginal import LogMarginal
     from .prediction.averaging import AveragingCurve
     from .prediction.scores import ClassScores, NumberScores
 
 #: With more latents than this no ratio of densities over all of them is even, however good the guide is.
 HOPELESS = 2_000
+#: With more latents of single observations than this they are judged one by one.
+FEW_LOCAL = 1_000
 #: Elements of all sites, times draws, that one evaluation of the loss looks at.
 EVALUATED_ELEMENTS = 200_000_000
+#: Draws where every latent belongs to one of many observations: the loss is then a sum over them, which few draws make even.
+EVALUATED_LOCAL = 30
 #: The same for the products of rows and shared latents, which is what a network costs: some ten seconds.
 EVALUATED_PRODUCTS = 100_000_000_000
 
@@ -71,6 +77,9 @@ class Run:
         size = sum(site.shape.numel() for site in sites)
         shared = sum(site.shape.numel() for site in self.program.continuous.values() if not site.local)
         num = max(6, min(num, EVALUATED_ELEMENTS // max(1, size), EVALUATED_PRODUCTS // max(1, shared * self.program.num_data)))
+        local = sum(site.shape.numel() for site in self.program.local.values())
+        if local > FEW_LOCAL and not shared:
+            num = min(num, EVALUATED_LOCAL)
         if self.objective.surrogate is not None or getattr(data, "streamed", False) or not self.program.latents:
             recent = self.history.losses[-100:]
             if self.objective.surrogate is not None and not getattr(data, "streamed", False):
@@ -85,9 +94,8 @@ class Run:
         draws = self.draws(data, num, seed + 1, discrete=False)
         assert draws.log_ratio is not None
         ratio = draws.log_ratio.double()
-        local = sum(site.shape.numel() for site in self.program.local.values())
         # One ratio over thousands of observations' own latents is never even; those are judged one by one.
-        if num >= 100 and local <= 1000 and shared <= HOPELESS:
+        if num >= 100 and local <= FEW_LOCAL and shared <= HOPELESS:
             self._check_moments(data, draws, seed)
         self.loss, self.loss_error = -float(ratio.mean()), float(ratio.std()) / math.sqrt(len(ratio))
 
@@ -390,6 +398,41 @@ class Fit:
 
     def _seed(self, seed: int | None, offset: int) -> int:
         return (self.seed if seed is None else seed) * 1009 + offset
+
+    def log_marginal(
+        self, data: Any = None, k: int = 1000, *, proposal: str = "guide", seed: int = 0, k_hat: bool = True
+    ) -> LogMarginal:
+        """log p(x) of single observations, their latents integrated out by importance sampling.
+
+        Args:
+            data: `Data`, or a tensor of observations for a model without inputs; None takes the training data.
+            k: draws for each observation.
+            proposal: where draws come from: the fitted `guide`, or naively the `prior`.
+            seed: of the draws.
+            k_hat: whether to fit the tail of each observation's weights, about a millisecond each.
+
+        Returns:
+            Values (N,) in nats with their Monte Carlo errors, effective draws and k-hat; `.mean`, `.bits_per_dim`, `.gap`.
+        """
+        from .likelihood.log_marginal import log_marginal
+
+        return log_marginal(self, data, k, proposal=proposal, seed=seed, k_hat=k_hat)
+
+    def inference_gap(self, data: Any = None, *, steps: int = 300, k: int = 1000, seed: int = 0) -> InferenceGap:
+        """How far the ELBO of an amortised guide lies below log p(x), and how much of that is the family's and the network's.
+
+        Args:
+            data: a few hundred observations, `Data` or a tensor; None takes the training data.
+            steps: of the search for each observation's own best member of the family.
+            k: draws for log p(x) and for each bound.
+            seed: of all draws.
+
+        Returns:
+            `.approximation` and `.amortization`, each (N,) in nats, and what they are made of.
+        """
+        from .likelihood.inference_gap import inference_gap
+
+        return inference_gap(self, data, steps=steps, k=k, seed=seed)
 
     def save(self, path: Any, *, overwrite: bool = False) -> None:
         """Writes the fit into a folder, from which `bayeszoo.load` reads it; see `inference.checkpoint`."""

@@ -3,14 +3,16 @@
 if __name__ != "bayeszoo.models":
     raise ImportError("this folder is the package bayeszoo.models: write 'import bayeszoo.models', not 'import models'")
 
-from . import depth_priors, networks, weight_priors
+from . import depth_priors, networks, pixels, weight_priors
 from .adaptive_depth import AdaptiveDepthResNet
 from .bayesian_nn import BayesianNN
 from .coin_flip import CoinFlip
 from .hierarchical_coin import HierarchicalCoin
 from .linear_regression import BayesianLinearRegression
+from .vae import VAE
 
 __all__ = [
+    "VAE",
     "AdaptiveDepthResNet",
     "BayesianLinearRegression",
     "BayesianNN",
@@ -18,5 +20,6 @@ __all__ = [
     "HierarchicalCoin",
     "depth_priors",
     "networks",
+    "pixels",
     "weight_priors",
 ]

@@ -83,6 +83,15 @@ def layered(**options: Any) -> tuple[Any, bz.data.Data]:
     return bz.models.AdaptiveDepthResNet(net, **options), data
 
 
+def autoencoder(likelihood: str = "gaussian", **options: Any) -> tuple[Any, bz.data.Data]:
+    """Pictures that a generator with random weights draws: six pixels, or 5 x 5 in four grey levels."""
+    shape = (1, 5, 5) if options.get("layers") == "conv" else 6
+    with torch.random.fork_rng():
+        torch.manual_seed(12)
+        model = bz.models.VAE(shape, 2, likelihood, levels=4, **{"hidden": (8,), **options})
+    return simulated(model, 40)
+
+
 def simulated(model: Any, n: int) -> tuple[Any, bz.data.Data]:
     return model, bz.data.simulate(model, n, seed=5)
 
@@ -138,6 +147,14 @@ CASES = {
         f"depth-weights-{z}-batch": Case(lambda: layered(prior="normal"), {"weights": "mean_field", "z": z}, {"batch_size": 20})
         for z in ("exact", "amortized", "reinforce")
     },
+    **{
+        f"vae-{g}-batch": Case(autoencoder, g, {"batch_size": 20})
+        for g in ("amortized", "amortized_full_rank", "amortized_iaf", "per_datum")
+    },
+    "vae-importance-batch": Case(
+        lambda: autoencoder("bernoulli"), "amortized", {"batch_size": 20, "num_particles": 4, "loss": "importance_weighted"}
+    ),
+    "vae-conv-batch": Case(lambda: autoencoder("logistic", layers="conv", hidden=(3, 4, 8)), "amortized", {"batch_size": 20}),
     "pca-amortized-batch": Case(lambda: simulated(PrincipalComponents(), 50), Encoder, {"batch_size": 25}, own_guide=True),
     "pca-mean_field-batch": Case(lambda: simulated(PrincipalComponents(), 50), "mean_field", {"batch_size": 25}),
     "centres-structured-batch": Case(lambda: simulated(Centres(), 24), "structured", {"batch_size": 12}),
@@ -160,6 +177,7 @@ QUICK = {
     "unknown-spline", "network-mean_field-batch", "pca-amortized-batch", "centres-structured-batch", "mixture-mean_field-batch",
     "switch-guide-batch", "switch-mean_field", "weights-mean_field-batch", "weights-mc_dropout-batch", "weights-ensemble-batch",
     "weights-sparse_vd-batch", "weights-last", "curve-mean_field", "pictures-flipout-batch",
+    "vae-amortized-batch", "vae-amortized_iaf-batch", "vae-importance-batch", "vae-conv-batch",
     "depth-exact-batch", "depth-amortized-batch", "depth-reinforce-batch", "depth-shared-global-batch", "depth-weights-exact-batch",
 }  # fmt: skip
 

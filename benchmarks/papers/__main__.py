@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
-from . import labels, sparse_mnist, uci
+from . import labels, mean_field_mnist, sparse_mnist, uci
 
 HERE = Path(__file__).resolve().parents[1] / "results"
 
@@ -30,6 +30,7 @@ class Benchmark(Protocol):
 BENCHMARKS: dict[str, Benchmark] = {
     "uci": uci,
     "sparse_mnist": sparse_mnist,
+    "mean_field_mnist": mean_field_mnist,
     "labels": labels,
 }
 

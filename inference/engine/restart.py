@@ -203,6 +203,8 @@ class Restart:
             surrogate,
             EachDraw(),
         )
+        if getattr(self.data, "chances", None):
+            objective.redrawn = self.data.redrawn(owned.model)
         drawn_by_layer = [n for n in program.continuous if n in trace.nodes and by_layer(trace.nodes[n]["fn"])]
         exact = estimator == "analytic_kl" and all(closed.get(n, False) for n in drawn_by_layer)
         objective.layer_noise = self._layer_noise(objective, exact or surrogate == "likelihood")
@@ -312,6 +314,9 @@ class Restart:
             self.ending = functools.partial(run_fixed, steps=settings.steps, schedule=self._schedule())
 
     def _batch(self, index: Tensor | None) -> Mapping[str, Any]:
+        if self.objective.redrawn:
+            batch: Mapping[str, Any] = self.data.training_batch(index, self.owned.model)
+            return batch
         return self.full if index is None else self.data.batch(index, self.owned.model)
 
     def _tables(self, tail: Tail | None) -> Tables:

@@ -53,12 +53,14 @@ class Objective:
 
     Attributes:
         estimator: `monte_carlo` (log p - log q of the draws), `analytic_kl` (the closed-form KL wherever prior and guide have
-            one) or `importance_weighted` (Burda et al. 2016: -log mean exp(log p - log q) over the particles).
+            one) or `importance_weighted` (Burda et al. 2016: -log mean exp(log p - log q) over the particles, for each
+            observation where all latents are local).
         num_particles: draws a step.
         discrete: where discrete latents live: `marginalize` sums them out of the model, `guide` enumerates the guide's.
         layer_noise: where the noise of a network's weights is drawn; see `layer_noise`.
         at_the_mean: whether the guide draws nothing then, because the noise is the layers' and the KL needs no draw.
         noisy_model: whether the model draws numbers of its own, as networks with dropout do; `count_noise` finds out.
+        redrawn: data that every call draws anew: zeros and ones, from chances under these names.
         surrogate: `None` for a bound; `"joint"` (-log p(x, z), the posterior mode's loss) or `"likelihood"` (-log p(x | z)).
     """
 
@@ -73,6 +75,7 @@ class Objective:
     layer_noise: LayerNoise = "shared"
     at_the_mean: bool = False
     noisy_model: bool = True
+    redrawn: tuple[str, ...] = ()
 
     def __call__(
         self, kwargs: Mapping[str, Any], noise: Row | None = None, *, kl_weight: Tensor | None = None, strict: bool = False
@@ -88,6 +91,8 @@ class Objective:
         Returns:
             The tensor to differentiate and the value to report: both scalars, equal but for score-function terms.
         """
+        if self.redrawn:
+            kwargs, noise = self._redraw(kwargs, noise)
         members = getattr(self.guide, "members", None)
         if members is not None:
             parts = self._members(kwargs, noise, strict, members)
@@ -96,12 +101,16 @@ class Objective:
             parts = self._particle(kwargs, row, strict)
         else:
             parts = self._particles(kwargs, noise, strict)
-        likelihood, kl, score, rows = parts
+        likelihood, kl, score, rows, each = parts
         bound = likelihood - kl
         # REINFORCE: `score` is log q of the draws without a reparametrisation; its gradient is weighted by the bound.
         score = score - score.detach()
         if self.estimator == "importance_weighted":
-            value = torch.logsumexp(bound.reshape(-1), 0) - math.log(self.num_particles)
+            if each.shape[-1]:  # every latent belongs to one observation, and so has its own average of weights
+                each = each.reshape(self.num_particles, 2, -1)
+                value = ((torch.logsumexp(each[:, 0], 0) - math.log(self.num_particles)) * each[0, 1]).sum()
+            else:
+                value = torch.logsumexp(bound.reshape(-1), 0) - math.log(self.num_particles)
             surrogate = value + value.detach() * score.sum()
         else:
             value = bound.mean()
@@ -122,7 +131,21 @@ class Objective:
             with Counting() as model:
                 self._bound(kwargs, trace)
         self.noisy_model = model.normals + model.uniforms > 0
-        return guide.normals + model.normals, guide.uniforms + model.uniforms
+        data = sum(kwargs[name].numel() for name in self.redrawn)
+        return guide.normals + model.normals, guide.uniforms + model.uniforms + data
+
+    def _redraw(self, kwargs: Mapping[str, Any], noise: Row | None) -> tuple[dict[str, Any], Row | None]:
+        """Zeros and ones in place of chances, the same for all particles; what is zero or one stays."""
+        out = dict(kwargs)
+        for name in self.redrawn:
+            chance = out[name]
+            if noise is None:
+                u = torch.rand_like(chance)
+            else:
+                u = noise.uniform[0, : chance.numel()].reshape(chance.shape)
+                noise = Row(noise.normal, noise.uniform[:, chance.numel() :])
+            out[name] = (u < chance).to(chance.dtype)
+        return out, noise
 
     def _members(self, kwargs: Mapping[str, Any], noise: Row | None, strict: bool, members: int) -> Parts:
         """The bound of each member of an ensemble; a model's own noise is the same for all."""
@@ -239,7 +262,7 @@ class Objective:
             penalty = getattr(self.guide, "penalty", None)
             kl = torch.zeros_like(likelihood) if penalty is None else penalty()
             zero = torch.zeros_like(likelihood)
-            return Parts(likelihood, kl, zero, zero.new_zeros(0))
+            return Parts(likelihood, kl, zero, zero.new_zeros(0), zero.new_zeros(0))
         if self.estimator == "analytic_kl":
             return self._analytic(model, kwargs, trace, values)
         factors = model_factors(self.program, model, kwargs, values)
@@ -286,7 +309,16 @@ class Objective:
         rowwise = [] if self.estimator == "importance_weighted" else [n for n in names if self._in_rows(trace.nodes[n])]
         score = _score(trace, likelihood - kl, [n for n in names if n not in rowwise])
         rows = row_scores([(trace.nodes[n], site_factor(n, trace.nodes[n])) for n in rowwise], factors, like=kl)
-        return Parts(likelihood, kl, score, rows)
+        each = self._each(factors) if self.estimator == "importance_weighted" else kl.new_zeros(0)
+        return Parts(likelihood, kl, score, rows, each)
+
+    def _each(self, factors: Sequence[Factor]) -> Tensor:
+        """(2, N) the bound of each observation and what it counts; empty where latents are shared."""
+        if not all(factor.local for factor in factors):
+            return factors[0].log_prob.new_zeros(0)
+        each = sum((factor.rows for factor in factors), start=torch.zeros_like(factors[0].rows))
+        scale = torch.as_tensor(factors[0].scale, dtype=each.dtype, device=each.device)
+        return torch.stack([each, scale.expand_as(each)])
 
     def _in_rows(self, site: Any) -> bool:
         return any(frame.name == DATA_PLATE for frame in site["cond_indep_stack"])
@@ -316,12 +348,14 @@ class Parts(NamedTuple):
         kl: log q(z) - log p(z), or its expectation where that is known.
         score: log q of the draws without a reparametrisation.
         rows: what `row_scores` returns for those of them that belong to single observations: zeros with a gradient.
+        each: the bound observation by observation, where an importance-weighted one needs it.
     """
 
     likelihood: Tensor
     kl: Tensor
     score: Tensor
     rows: Tensor
+    each: Tensor
 
 
 def _score(trace: poutine.Trace, like: Tensor, names: Sequence[str]) -> Tensor:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..target.density import Factor
-from ..target.program import DATA_PLATE
 
 
 def row_scores(sites: Sequence[tuple[Any, Factor]], factors: Sequence[Factor], like: Tensor) -> Tensor:
@@ -29,11 +28,11 @@ def row_scores(sites: Sequence[tuple[Any, Factor]], factors: Sequence[Factor], l
     if not sites:
         return like.new_zeros(0)
     zero = torch.zeros_like(like)
-    likelihood: Tensor | float = sum((_rows(f) for f in factors if f.local and f.observed), start=zero)
-    kl: Tensor | float = -sum((_rows(f) for f in factors if f.local and not f.observed), start=zero)
+    likelihood: Tensor | float = sum((f.rows for f in factors if f.local and f.observed), start=zero)
+    kl: Tensor | float = -sum((f.rows for f in factors if f.local and not f.observed), start=zero)
     parts = [zero, zero, zero]
     for site, factor in sites:
-        log_q = _rows(factor)
+        log_q = factor.rows
         step = (log_q - log_q.detach()) * factor.scale
         parts[0] = parts[0] + (torch.as_tensor(likelihood).detach() * step).sum()
         parts[1] = parts[1] + (torch.as_tensor(kl).detach() * step).sum()
@@ -42,11 +41,3 @@ def row_scores(sites: Sequence[tuple[Any, Factor]], factors: Sequence[Factor], l
             miss = (torch.as_tensor(likelihood - kl).detach() - baseline).square() * factor.scale
             parts[2] = parts[2] - (baseline.detach() * step).sum() - 0.5 * (miss - miss.detach()).sum()
     return torch.stack(parts)
-
-
-def _rows(factor: Factor) -> Tensor:
-    """(N,) the factor's log density of each observation, unscaled."""
-    value = factor.log_prob
-    dim = factor.plates[DATA_PLATE] % value.dim()
-    others = [d for d in range(value.dim()) if d != dim]
-    return value.sum(others) if others else value

@@ -78,6 +78,14 @@ class Factor:
         """Whether the term belongs to single observations."""
         return DATA_PLATE in self.plates
 
+    @property
+    def rows(self) -> Tensor:
+        """(N,) the log density of each observation, other plates summed, unscaled; for local terms."""
+        value = self.log_prob
+        dim = self.plates[DATA_PLATE] % value.dim()
+        others = [d for d in range(value.dim()) if d != dim]
+        return value.sum(others) if others else value
+
 
 def _is_one(scale: Any) -> bool:
     return not isinstance(scale, Tensor) and scale == 1

@@ -22,6 +22,7 @@ class Entry:
         make: `(data) -> model`, the model as it suits a data set.
         dataset: the data set that it is shown with, `(name, options)` of `bayeszoo.data.load`.
         summary: one line.
+        unsupervised: whether the model explains the inputs themselves.
     """
 
     name: str
@@ -30,6 +31,11 @@ class Entry:
     make: Callable[[Any], Any]
     dataset: tuple[str, dict[str, Any]]
     summary: str
+    unsupervised: bool = False
+
+    def data(self, loaded: Any) -> Any:
+        """A data set as the model wants it: one that explains the inputs themselves takes them as observed."""
+        return loaded.unsupervised() if self.unsupervised and "x" in loaded.inputs else loaded
 
     def model(self, data: Any) -> Any:
         """The model as it suits a data set, marked so that a saved fit can be read back without it."""
@@ -55,6 +61,18 @@ def _layers(data: Any) -> models.AdaptiveDepthResNet:
         )
     net = models.networks.residual_mlp(data.inputs["x"][0].numel(), int(data.observed.max()) + 1, depth=6, width=32)
     return models.AdaptiveDepthResNet(net, "geometric", 0.9)
+
+
+def _autoencoder(data: Any) -> models.VAE:
+    """Two latents; pixels by what they are: zeros and ones, 17 or 256 grey levels, or any numbers."""
+    x = data.observed
+    shape, inside = tuple(x.shape[1:]), float(x.min()) >= 0 and float(x.max()) <= 1
+    for levels in (2, 17, 256):
+        top = levels - 1
+        if inside and bool(((x * top - (x * top).round()).abs() < 1e-3).all()):
+            word = "bernoulli" if levels == 2 else "logistic"
+            return models.VAE(shape, 2, word, (128, 64), levels=levels)
+    return models.VAE(shape, 2, "gaussian", (128, 64))
 
 
 _ENTRIES = (
@@ -98,6 +116,15 @@ _ENTRIES = (
         ("digits", {}),
         "a residual network that uses as many layers as an input needs; here up to 6",
     ),
+    Entry(
+        "vae",
+        models.VAE,
+        "amortized",
+        _autoencoder,
+        ("digits", {}),
+        "pictures from a few hidden numbers each, through a network; here two",
+        unsupervised=True,
+    ),
 )
 
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
@@ -123,5 +150,6 @@ def entry_of(model: Any) -> Entry | None:
 
 def default_data(name: str) -> Any:
     """The data set that a model is shown with."""
-    dataset, options = entry(name).dataset
-    return bzdata.load(dataset, **options)
+    found = entry(name)
+    dataset, options = found.dataset
+    return found.data(bzdata.load(dataset, **options))

@@ -216,7 +216,7 @@ def read_data(model: str, data: str | None, target: str | None) -> Any:
         ValueError, FileNotFoundError: one sentence.
     """
     from . import data as sets
-    from .catalog import default_data
+    from .catalog import default_data, entry
 
     if data is None or data in sets.available():
         if target is not None:
@@ -225,12 +225,12 @@ def read_data(model: str, data: str | None, target: str | None) -> Any:
                 "FILE.csv, "
                 "or leave it out"
             )
-        return default_data(model) if data is None else sets.load(data)
+        return default_data(model) if data is None else entry(model).data(sets.load(data))
     if not data.lower().endswith(".csv") and not Path(data).is_file():
         sets.load(data)  # raises, naming the nearest names
     if target is None:
         raise ValueError(f"a CSV file needs --target COLUMN, the column of '{data}' that the model explains")
-    return _counts(data, target) if _is_coin(model) else sets.from_csv(data, target=target, standardize=True)
+    return _counts(data, target) if _is_coin(model) else entry(model).data(sets.from_csv(data, target=target, standardize=True))
 
 
 def _is_coin(model: str) -> bool:

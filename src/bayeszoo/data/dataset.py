@@ -19,7 +19,7 @@ from . import binding
 from .binding import Model
 from .checks import check_keys, check_same_rows, named_values, texts, to_tensor
 from .frozen import FrozenDict
-from .sampling import batch_indices, split_indices
+from .sampling import batch_indices, seeded_generator, split_indices
 from .scaler import Scaler, wide_dtype
 from .schema import Schema
 
@@ -48,6 +48,8 @@ class Data:
         class_names: names of the classes.
         truth: latent values that a simulation drew, by site name.
         local_sites: the sites in `truth` with one row for each observation.
+        chances: by name of an observed tensor of zeros and ones, the chance of each one: every training step draws anew from them
+            (see `binarized`), everything else sees the observed values.
 
     Raises:
         ValueError: one sentence, naming the column and the row (counted from 1), for NaN, Inf, empty tensors,
@@ -72,13 +74,14 @@ class Data:
     class_names: tuple[str, ...] = ()
     truth: Mapping[str, Tensor] = field(default_factory=dict)
     local_sites: tuple[str, ...] = ()
+    chances: Mapping[str, Tensor] = field(default_factory=dict)
 
     streamed = False
 
     def __post_init__(self) -> None:
         for name in ("feature_names", "labels", "class_names", "local_sites"):
             self._set(name, texts(name, getattr(self, name)))
-        for name in ("inputs", "constants", "truth"):
+        for name in ("inputs", "constants", "truth", "chances"):
             self._set(name, FrozenDict(named_values(name, getattr(self, name))))
         self._set("inputs", FrozenDict({k: to_tensor(f"input {k!r}", v) for k, v in self.inputs.items()}))
         if isinstance(self.observed, Mapping):
@@ -196,6 +199,19 @@ class Data:
         observed = {k: v[index] for k, v in self.observed_dict(model).items()}
         return binding.bind(model, {**inputs, **observed, **self.constants}, num_data=len(self), index=index)
 
+    def training_batch(self, index: Tensor | None, model: Model) -> dict[str, Any]:
+        """Returns what one step trains on: `batch`, or `bind` without an index, with chances in place of what is drawn anew."""
+        kwargs = self.bind(model) if index is None else self.batch(index, model)
+        names = list(self.observed_dict(model))
+        for name, chance in self.chances.items():
+            kwargs[name or names[0]] = chance if index is None else chance[index.to(self.device)]
+        return kwargs
+
+    def redrawn(self, model: Model) -> tuple[str, ...]:
+        """Returns the names of the model's parameters that every training step draws anew."""
+        names = list(self.observed_dict(model))
+        return tuple(name or names[0] for name in self.chances)
+
     def batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
         """Yields row numbers, shape `(batch_size,)`, of a permutation that (seed, epoch) fixes.
 
@@ -231,6 +247,7 @@ class Data:
             observed=observed,
             labels=tuple(self.labels[i] for i in index.tolist()) if self.labels else (),
             truth={k: v[index.to(v.device)] if k in self.local_sites else v for k, v in self.truth.items()},
+            chances={k: v[near] for k, v in self.chances.items()},
         )
 
     def split(self, fraction: float, seed: int) -> tuple[Data, Data]:
@@ -261,6 +278,37 @@ class Data:
             observed = observed.to(self.observed.dtype)
         inputs = {**part.inputs, "x": part.inputs["x"].to(self.inputs["x"].dtype)}
         return replace(part, inputs=inputs, observed=observed)
+
+    def unsupervised(self) -> Data:
+        """Returns the inputs "x" as what a model explains; a bare target is kept as the truth of "y"."""
+        if set(self.inputs) != {"x"}:
+            has = f"the inputs {', '.join(self.inputs)}" if self.inputs else "no inputs"
+            raise ValueError(f"unsupervised() makes the input 'x' the observed values, and {self.name} has {has}")
+        x, y = self.inputs["x"], self.observed
+        truth = {"y": y} if isinstance(y, Tensor) else dict(y)
+        return replace(
+            self, inputs={}, observed=x, feature_names=(), target_name="x", scaler=None, truth=truth, local_sites=tuple(truth)
+        )
+
+    def binarized(self, seed: int, fresh: bool = True) -> Data:
+        """Returns the observed grey values as zeros and ones, each one with its grey value as chance.
+
+        Args:
+            seed: of the draw that stands for the data: what losses, log p(x) and predictions speak of.
+            fresh: whether every training step draws anew (dynamic binarisation, as Burda et al. 2016 train), which
+                keeps a network from learning one draw by heart.
+
+        Raises:
+            ValueError: a value is not between 0 and 1.
+        """
+        x = self.observed
+        if not isinstance(x, Tensor) or not x.is_floating_point() or float(x.min()) < 0 or float(x.max()) > 1:
+            raise ValueError(
+                "binarized() draws zeros and ones with the observed grey values as chances, which must be numbers from 0 to 1; for the "
+                "inputs of labelled data call unsupervised() first, and divide bytes by 255"
+            )
+        u = torch.rand(x.shape, generator=seeded_generator(seed), dtype=x.dtype).to(x.device)
+        return replace(self, observed=(u < x).to(x.dtype), chances={"": x} if fresh else {})
 
     def unscaled(self) -> Data:
         """Returns the data in their own units; what was standardised becomes float64, to lose no digit."""
@@ -310,6 +358,7 @@ class Data:
             inputs={k: move(v) for k, v in self.inputs.items()},
             observed={k: move(v) for k, v in observed.items()} if isinstance(observed, Mapping) else move(observed),
             constants={k: move(v) for k, v in self.constants.items()},
+            chances={k: move(v) for k, v in self.chances.items()},
         )
 
 

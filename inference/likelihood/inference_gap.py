@@ -1,0 +1,104 @@
+"""What a variational bound loses, and to which of its two approximations.
+
+    log p(x) - ELBO  =  [log p(x) - ELBO(q*)]  +  [ELBO(q*) - ELBO(q_network)]
+      inference gap         approximation gap          amortisation gap
+
+q* is the best member of the same family for this one observation, found by following the ELBO's gradient from where the network
+puts it, the model being kept (Cremer, Li, Duvenaud 2018, "Inference suboptimality in variational autoencoders").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ..engine.noise import vmap_random
+from ..target.density import guide_factors, guide_values, model_factors
+from .log_marginal import LogMarginal, each_of, local_data, observed_size, summary
+
+#: Adam's first step in units of the network's outputs; it falls to zero.
+STEP = 0.05
+#: Draws that one step averages over.
+DRAWS = 8
+
+
+@dataclass(frozen=True)
+class InferenceGap:
+    """The gap of N observations in nats.
+
+    Attributes:
+        log_marginal: log p(x) by importance sampling from q*, the better proposal of the two.
+        elbo: (N,) the fitted guide's bound.
+        best_elbo: (N,) the bound of q*.
+        errors: (N,) Monte Carlo standard errors of the two bounds' difference.
+    """
+
+    log_marginal: LogMarginal
+    elbo: Tensor
+    best_elbo: Tensor
+    errors: Tensor
+
+    @property
+    def amortization(self) -> Tensor:
+        """(N,) what one network for all observations loses."""
+        return self.best_elbo - self.elbo
+
+    @property
+    def approximation(self) -> Tensor:
+        """(N,) what the family loses."""
+        return self.log_marginal.values - self.best_elbo
+
+    def __str__(self) -> str:
+        total = float((self.log_marginal.values - self.elbo).mean())
+        error = float(self.errors.square().sum().sqrt()) / len(self.elbo)
+        return (
+            f"log p(x) {self.log_marginal.mean:.2f}, ELBO {float(self.elbo.mean()):.2f} nats: of the gap of {total:.2f}, "
+            f"{float(self.approximation.mean()):.2f} are the family's and {float(self.amortization.mean()):.2f} ± {error:.2g} the network's"
+        )
+
+
+def inference_gap(fit: Any, data: Any = None, *, steps: int = 300, k: int = 1000, seed: int = 0) -> InferenceGap:
+    """Splits the inference gap; `Fit.inference_gap` documents the arguments."""
+    guide = fit.guide
+    if not (hasattr(guide, "rows") and hasattr(guide, "draw") and getattr(guide, "amortized", False)):
+        raise ValueError(
+            "the inference gap is split for a guide with an inference network ('amortized', 'amortized_full_rank', 'amortized_iaf'), and "
+            f"this one is '{fit.run.family or type(guide).__name__}'"
+        )
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+    data = local_data(fit, data)
+    program, model = fit.program, fit.model
+    kwargs = data.bind(model)
+
+    def bound(rows: Tensor) -> Tensor:
+        """(N,) log p - log q of one draw."""
+
+        def draw() -> None:
+            guide.draw(rows, guide.plate(len(rows), None, kwargs))
+
+        trace = poutine.trace(draw).get_trace()
+        factors = model_factors(program, model, kwargs, guide_values(trace)) + [f.negative for f in guide_factors(trace)]
+        return sum((f.rows for f in factors), start=rows.new_zeros(()))
+
+    with fit.run.owned.active(seed + 1):
+        with torch.no_grad():
+            begin = guide.rows(kwargs)
+        rows = begin.clone().requires_grad_()
+        optimizer = torch.optim.Adam([rows], lr=STEP)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = STEP * (1 - step / steps)
+            loss = -vmap_random(lambda _: bound(rows), torch.zeros(DRAWS, device=fit.device)).mean(0).sum()
+            (rows.grad,) = torch.autograd.grad(loss, [rows])
+            optimizer.step()
+        with torch.no_grad():
+            first = each_of(lambda: bound(begin), k, fit.device).double()
+            best = each_of(lambda: bound(rows), k, fit.device).double()
+    errors = (first.var(0) + best.var(0)).div(k).sqrt().cpu()
+    values, spread, ess, elbo, tails = summary(best, k_hat=True)
+    whole = LogMarginal(values, spread, ess, elbo, tails, k, observed_size(program))
+    return InferenceGap(whole, first.mean(0).cpu(), whole.elbo, errors)

@@ -1,0 +1,197 @@
+"""log p(x) of single observations, by importance sampling from the fitted q(z | x).
+
+    p(x) = E_q [ p(x, z) / q(z | x) ]  ~  1/K sum_k w_k,    w_k = p(x, z_k) / q(z_k | x)
+
+The logarithm of that average is a lower bound in expectation and exact for large K (Burda, Grosse, Salakhutdinov 2016); the
+average of the logarithms is the ELBO, and what lies between them is the inference gap. `proposal="prior"` draws z from p(z)
+instead, the naive estimate that the lecture warns of ("Monte Carlo doesn't help much").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ..diagnosis.psis import LEAST_DRAWS, smooth
+from ..engine.noise import vmap_random
+from ..target.density import guide_factors, guide_values, model_factors, model_trace, site_factor
+from ..target.program import sample_sites
+
+PROPOSALS = ("guide", "prior")
+
+#: Numbers of observations times draws times their sizes that are held at once.
+CHUNK_ELEMENTS = 8_000_000
+
+
+@dataclass(frozen=True)
+class LogMarginal:
+    """log p(x) of N observations in nats, from K draws each.
+
+    Attributes:
+        values: (N,) log 1/K sum_k w_k.
+        errors: (N,) its Monte Carlo standard error, by the delta method: sd(w) / (mean(w) sqrt K).
+        ess: (N,) effective draws, (sum w)^2 / sum w^2, at most K.
+        elbo: (N,) mean of log w, the evidence lower bound of the same draws.
+        k_hat: (N,) shape of the weights' tail; above 0.7 the error cannot be trusted.
+        k: draws.
+        dims: observed numbers in one observation.
+    """
+
+    values: Tensor
+    errors: Tensor
+    ess: Tensor
+    elbo: Tensor
+    k_hat: Tensor
+    k: int
+    dims: int
+
+    @property
+    def mean(self) -> float:
+        """Average log p(x) in nats."""
+        return float(self.values.mean())
+
+    @property
+    def error(self) -> float:
+        """Monte Carlo standard error of `mean`: how far other draws for the same observations would move it."""
+        return float(self.errors.square().sum().sqrt()) / len(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Standard error of `mean` as an estimate for other observations of the kind: sd over N / sqrt N."""
+        return float(self.values.std()) / math.sqrt(len(self.values)) if len(self.values) > 1 else math.nan
+
+    @property
+    def bits_per_dim(self) -> float:
+        """-log2 p(x) for each observed number; of grey levels or bits it is a code length."""
+        return -self.mean / (self.dims * math.log(2))
+
+    @property
+    def gap(self) -> float:
+        """Average of log p(x) - ELBO, the inference gap: KL(q || posterior)."""
+        return float((self.values - self.elbo).mean())
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __str__(self) -> str:
+        bad = int((self.k_hat > 0.7).sum())
+        doubt = f"; k-hat above 0.7 for {bad} of {len(self)}" if bad else ""
+        return (
+            f"log p(x) = {self.mean:.2f} ± {self.error:.2g} nats ({self.bits_per_dim:.3f} bits a dimension) over {len(self)} observations, "
+            f"{self.k} draws each, {float(self.ess.median()):.0f} effective; ELBO {float(self.elbo.mean()):.2f}, gap {self.gap:.2f}{doubt}"
+        )
+
+
+def log_marginal(
+    fit: Any, data: Any = None, k: int = 1000, *, proposal: str = "guide", seed: int = 0, k_hat: bool = True
+) -> LogMarginal:
+    """Estimates log p(x) of every observation; `Fit.log_marginal` documents the arguments."""
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"k must be a whole number of draws, at least 1, got {k!r}")
+    if proposal not in PROPOSALS:
+        raise ValueError(f"proposal must be 'guide' (importance sampling) or 'prior' (naive), got {proposal!r}")
+    data = local_data(fit, data, needs_guide=proposal == "guide")
+    program = fit.program
+    dims = observed_size(program)
+    latents = sum(site.shape[1:].numel() for site in program.latents.values())
+    rows = max(1, min(len(data), CHUNK_ELEMENTS // (k * 8)))
+    found: list[tuple[Tensor, ...]] = []
+    with fit.run.owned.active(seed), torch.no_grad():
+        for start in range(0, len(data), rows):
+            stop = min(start + rows, len(data))
+            weigher = _weigher(fit, _call(fit, data, start, stop), proposal)
+            chunk = max(1, min(k, CHUNK_ELEMENTS // ((stop - start) * (dims + latents))))
+            log_w = torch.cat([each_of(weigher, min(chunk, k - i), fit.device) for i in range(0, k, chunk)]).double()
+            found.append(summary(log_w, k_hat=k_hat))
+    values, errors, ess, elbo, tails = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return LogMarginal(values, errors, ess, elbo, tails, k, dims)
+
+
+def local_data(fit: Any, data: Any, *, needs_guide: bool = True) -> Any:
+    """The data whose latents are asked for, on the fit's device; refuses models and guides for which there is no answer."""
+    program = fit.program
+    shared = [name for name, site in program.latents.items() if not site.local]
+    if shared or not program.latents:
+        what = f"'{shared[0]}' is shared by all observations" if shared else "it has no latents"
+        raise ValueError(
+            f"log p(x) of one observation needs a model whose latents all belong to single observations, and {what}; see fit.loss and "
+            "fit.loo() instead"
+        )
+    if needs_guide and fit.objective == "surrogate":
+        raise ValueError(
+            "a point guide has no density to weigh draws with; fit with guide='amortized', or use proposal='prior'"
+        )
+    if data is None:
+        return fit.data
+    if isinstance(data, Tensor):
+        data = replace(fit.data, inputs={}, observed=data, labels=(), truth={}, local_sites=())
+    if needs_guide and not getattr(fit.guide, "amortized", True):
+        raise ValueError(
+            f"guide '{fit.guide.family}' knows the observations of the training data alone; leave out the data, or fit with "
+            "guide='amortized'"
+        )
+    data = data.to(fit.device, fit.dtype)
+    check = getattr(fit.model, "check", None)
+    if callable(check):
+        check(data)
+    return data
+
+
+def observed_size(program: Any) -> int:
+    """Observed numbers in one observation."""
+    return sum(site.shape[1:].numel() if site.local else site.shape.numel() for site in program.observed.values())
+
+
+def _call(fit: Any, data: Any, start: int, stop: int) -> dict[str, Any]:
+    """Keyword arguments for some rows; of the training data with their numbers, which a table of posteriors needs."""
+    if data is fit.data:
+        kwargs: dict[str, Any] = data.batch(torch.arange(start, stop, device=fit.device), fit.model)
+        return kwargs
+    kwargs = data.select(slice(start, stop)).bind(fit.model)
+    return kwargs
+
+
+def _weigher(fit: Any, kwargs: dict[str, Any], proposal: str) -> Callable[[], Tensor]:
+    """A function that draws latents once and returns log w of each observation, (N,)."""
+    program, model, guide = fit.program, fit.run.owned.model, fit.run.owned.guide
+    zero = torch.zeros((), device=fit.device)
+
+    def from_guide() -> Tensor:
+        trace = poutine.trace(guide).get_trace(**kwargs)
+        factors = model_factors(program, model, kwargs, guide_values(trace)) + [f.negative for f in guide_factors(trace)]
+        return sum((f.rows for f in factors), start=zero)
+
+    def from_prior() -> Tensor:
+        trace = model_trace(model, kwargs, {})
+        return sum((site_factor(n, s).rows for n, s in sample_sites(trace) if s["is_observed"]), start=zero)
+
+    return from_guide if proposal == "guide" else from_prior
+
+
+def each_of(function: Callable[[], Tensor], num: int, device: torch.device) -> Tensor:
+    """A random function called `num` times, stacked; by `torch.vmap` where the model allows it."""
+    try:
+        out: Tensor = vmap_random(lambda _: function(), torch.zeros(num, device=device))
+        return out
+    except Exception:  # what cannot be mapped (values read) is called one by one
+        return torch.stack([function() for _ in range(num)])
+
+
+def summary(log_w: Tensor, *, k_hat: bool) -> tuple[Tensor, ...]:
+    """Of weights (K, N): log mean, its error, effective draws, mean of the logs, k-hat; each (N,) on the host."""
+    log_w = log_w.cpu()
+    k = len(log_w)
+    values = torch.logsumexp(log_w, 0) - math.log(k)
+    w = (log_w - values).exp()
+    errors = (w - 1).square().sum(0).div(max(1, k - 1)).div(k).sqrt() if k > 1 else torch.full_like(values, math.nan)
+    ess = w.sum(0).square() / w.square().sum(0)
+    tails = torch.full_like(values, math.nan)
+    if k_hat and k >= LEAST_DRAWS:
+        tails = torch.tensor([smooth(column).k_hat for column in log_w.T], dtype=torch.float64)
+    return values, errors, ess, log_w.mean(0), tails

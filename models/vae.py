@@ -1,0 +1,145 @@
+"""Variational autoencoder: pictures from few hidden numbers each, through a network that is learned.
+
+    z_n ~ N(0, I)                     the code of a picture, `latents` numbers
+    x_n ~ p(x | g(z_n))               every pixel on its own, given the generator's output
+
+Lecture: "Bayesian Generative Models"; Kingma, Welling 2014; Rezende, Mohamed, Wierstra 2014. The inference network q(z | x) is
+the guide (`amortized` and its relatives), trained together with the generator by the ELBO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from . import picture_networks
+from .contract import BoundData, data_plate
+from .networks import ACTIVATIONS
+from .picture_networks import LAYERS
+from .pixels import Pixels
+
+
+class VAE(PyroModule):
+    """A generator of pictures whose codes are standard normal.
+
+    Args:
+        shape: of one picture: its number of pixels, `(D,)` or `(C, H, W)`.
+        latents: numbers in a code.
+        likelihood: `bernoulli`, `categorical`, `logistic` or `gaussian`; see `bz.models.pixels`.
+        hidden: widths of the dense layers, from the picture inwards; with `layers="conv"` the filters of convolutions, each of
+            which halves the picture, and last the width of a dense layer. The generator mirrors the inference network.
+        layers: `dense` or `conv`.
+        activation: `relu`, `tanh`, `silu` or `gelu`.
+        levels: grey levels of `categorical` and `logistic` pixels.
+        generator: a network of your own from codes `(N, latents)` to `(N, *shape, P)`, P as `bz.models.pixels` says; P may be
+            left out where it is 1.
+    """
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        latents: int = 20,
+        likelihood: str = "bernoulli",
+        hidden: Sequence[int] = (200, 200),
+        layers: str = "dense",
+        activation: str = "tanh",
+        levels: int = 256,
+        generator: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+        _check(self.shape, latents, hidden, layers, activation)
+        self.latents, self.hidden, self.layers, self.activation = latents, tuple(hidden), layers, activation
+        self.pixels = Pixels(likelihood, levels)
+        self.custom = generator is not None
+        if generator is None:
+            generator = picture_networks.generator(latents, self.shape, self.pixels.per_pixel, hidden, layers, activation)
+        self.generator = generator
+        with torch.no_grad():
+            self._out(torch.zeros(1, latents))
+
+    def forward(self, x: Tensor | None = None, *, num_data: int | None = None, index: Tensor | None = None) -> Tensor:
+        """Score pictures x, or simulate them where x is None.
+
+        Args:
+            x: `(N, *shape)` pictures.
+            num_data: pictures in the whole data set.
+            index: `(N,)` the rows of x in it, for batches.
+
+        Returns:
+            Pictures, observed or simulated, `(N, *shape)`.
+        """
+        rows = None if x is None else len(x)
+        like = next(self.parameters())
+        plate = data_plate(rows, num_data, index)
+        with plate:
+            prior = dist.Normal(like.new_zeros(plate.subsample_size, self.latents), 1.0).to_event(1)
+            z = pyro.sample("z", prior)
+            return pyro.sample("x", self.pixels.distribution(self._out(z), len(self.shape)), obs=x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return the expected pictures `(N, *shape)` of codes `(N, latents)`."""
+        if z.dim() != 2 or z.shape[1] != self.latents:
+            raise ValueError(f"codes must have the shape (N, {self.latents}), got {tuple(z.shape)}")
+        return self.pixels.mean(self._out(z))
+
+    def inference_network(self) -> nn.Module:
+        """Return a fresh body for q(z | x), from pictures to features, the generator's mirror image."""
+        return picture_networks.body(self.shape, self.hidden, self.layers, self.activation)
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        own = {"generator": self.generator} if self.custom else {}
+        return {
+            "shape": self.shape, "latents": self.latents, "likelihood": self.pixels.word, "hidden": self.hidden, "layers": self.layers,
+            "activation": self.activation, "levels": self.pixels.levels, **own,
+        }  # fmt: skip
+
+    def check(self, data: BoundData) -> None:
+        """Raise ValueError where pictures have another shape, or pixels that cannot be drawn."""
+        if "x" in getattr(data, "inputs", {}):
+            raise ValueError(
+                "a VAE explains the pictures themselves, and in these data they are inputs that explain something else; use "
+                "data.unsupervised()"
+            )
+        x = data.bind(self)["x"]
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(
+                f"the model is of pictures of shape {self.shape}, and these have {tuple(x.shape[1:])}; make it with shape="
+                f"{tuple(x.shape[1:])}"
+            )
+        self.pixels.check(x)
+
+    def _out(self, z: Tensor) -> Tensor:
+        out: Tensor = self.generator(z)
+        wanted = (len(z), *self.shape, self.pixels.per_pixel)
+        if tuple(out.shape) == wanted[:-1] and wanted[-1] == 1:
+            out = out.unsqueeze(-1)
+        if tuple(out.shape) != wanted:
+            raise ValueError(
+                f"the generator must put out {wanted[1:]} numbers for a code, {self.pixels.per_pixel} for each pixel of likelihood "
+                f"'{self.pixels.word}', and puts out {tuple(out.shape[1:])}"
+            )
+        return out
+
+
+def _check(shape: tuple[int, ...], latents: int, hidden: Sequence[int], layers: str, activation: str) -> None:
+    numbers = {"shape": shape, "hidden": tuple(hidden), "latents": (latents,)}
+    for name, values in numbers.items():
+        if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
+            raise ValueError(f"{name} takes whole numbers of at least 1, got {values if len(values) != 1 else values[0]!r}")
+    if layers not in LAYERS:
+        raise ValueError(f"layers must be {' or '.join(repr(word) for word in LAYERS)}, got {layers!r}")
+    if layers == "conv" and (len(shape) != 3 or len(hidden) < 2):
+        raise ValueError(
+            "layers='conv' takes pictures of shape (C, H, W), and in hidden the filters of at least one convolution and a last dense "
+            f"layer, such as (16, 32, 128); got shape {shape} and hidden {tuple(hidden)}"
+        )
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation '{activation}'; choose one of {', '.join(ACTIVATIONS)}")
