@@ -16,6 +16,7 @@ Lecture: "Bayesian Generative Models"; Kingma, Welling 2014 (normals), Kingma et
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -235,6 +236,12 @@ class PerDatum(LocalPosterior):
     def rows(self, values: Mapping[str, Any], index: Tensor | None = None) -> Tensor:
         """Rows of the table."""
         return self.table if index is None else self.table[index]
+
+    def select(self, rows: Tensor) -> PerDatum:
+        """The same posteriors for some rows of the training data."""
+        part = copy.deepcopy(self)
+        part.table = nn.Parameter(self.table.detach()[rows])
+        return part
 
     def draw(self, rows: Tensor, plate: Any) -> None:
         """Draws from means and standard deviations."""

@@ -21,7 +21,7 @@ from .prediction.new_inputs import check_scale, new_inputs, observed_site
 from .prediction.prediction import Prediction
 from .prediction.predictive import predictive
 from .target.density import EachDraw, log_likelihood
-from .target.program import Program
+from .target.program import FEW_LOCAL, Program
 
 if TYPE_CHECKING:
     from .early_exit.early_exit import EarlyExit
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 #: With more latents than this no ratio of densities over all of them is even, however good the guide is.
 HOPELESS = 2_000
-#: With more latents of single observations than this they are judged one by one.
-FEW_LOCAL = 1_000
 #: Elements of all sites, times draws, that one evaluation of the loss looks at.
 EVALUATED_ELEMENTS = 200_000_000
 #: Draws where every latent belongs to one of many observations: the loss is then a sum over them, which few draws make even.
@@ -77,8 +75,7 @@ class Run:
         size = sum(site.shape.numel() for site in sites)
         shared = sum(site.shape.numel() for site in self.program.continuous.values() if not site.local)
         num = max(6, min(num, EVALUATED_ELEMENTS // max(1, size), EVALUATED_PRODUCTS // max(1, shared * self.program.num_data)))
-        local = sum(site.shape.numel() for site in self.program.local.values())
-        if local > FEW_LOCAL and not shared:
+        if self.program.one_by_one:
             num = min(num, EVALUATED_LOCAL)
         if self.objective.surrogate is not None or getattr(data, "streamed", False) or not self.program.latents:
             recent = self.history.losses[-100:]
@@ -94,6 +91,7 @@ class Run:
         draws = self.draws(data, num, seed + 1, discrete=False)
         assert draws.log_ratio is not None
         ratio = draws.log_ratio.double()
+        local = sum(site.shape.numel() for site in self.program.local.values())
         # One ratio over thousands of observations' own latents is never even; those are judged one by one.
         if num >= 100 and local <= FEW_LOCAL and shared <= HOPELESS:
             self._check_moments(data, draws, seed)

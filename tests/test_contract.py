@@ -83,12 +83,14 @@ def layered(**options: Any) -> tuple[Any, bz.data.Data]:
     return bz.models.AdaptiveDepthResNet(net, **options), data
 
 
-def autoencoder(likelihood: str = "gaussian", **options: Any) -> tuple[Any, bz.data.Data]:
+def autoencoder(likelihood: str = "gaussian", *, fresh: bool = False, **options: Any) -> tuple[Any, bz.data.Data]:
     """Pictures that a generator with random weights draws: six pixels, or 5 x 5 in four grey levels."""
     shape = (1, 5, 5) if options.get("layers") == "conv" else 6
     with torch.random.fork_rng():
         torch.manual_seed(12)
         model = bz.models.VAE(shape, 2, likelihood, levels=4, **{"hidden": (8,), **options})
+    if fresh:
+        return model, bz.data.Data({}, torch.rand(40, 6, generator=torch.Generator().manual_seed(13))).binarized(seed=0)
     return simulated(model, 40)
 
 
@@ -154,6 +156,7 @@ CASES = {
     "vae-importance-batch": Case(
         lambda: autoencoder("bernoulli"), "amortized", {"batch_size": 20, "num_particles": 4, "loss": "importance_weighted"}
     ),
+    "vae-fresh-batch": Case(lambda: autoencoder("bernoulli", fresh=True), "amortized", {"batch_size": 20}),
     "vae-conv-batch": Case(lambda: autoencoder("logistic", layers="conv", hidden=(3, 4, 8)), "amortized", {"batch_size": 20}),
     "pca-amortized-batch": Case(lambda: simulated(PrincipalComponents(), 50), Encoder, {"batch_size": 25}, own_guide=True),
     "pca-mean_field-batch": Case(lambda: simulated(PrincipalComponents(), 50), "mean_field", {"batch_size": 25}),

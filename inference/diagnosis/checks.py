@@ -105,6 +105,29 @@ class LooCheck:
 
 
 @dataclass(frozen=True)
+class ObservationCheck:
+    """Weights p / q observation by observation, where latents belong to single ones; averages over these in nats.
+
+    Attributes:
+        of: which observations.
+        log_p, log_p_error: log p(x), latents integrated out, and its Monte Carlo standard error.
+        effective_draws, k_hat: medians.
+        bad_k: observations with a k-hat above `k_threshold`.
+    """
+
+    of: str
+    num_data: int
+    log_p: float
+    log_p_error: float
+    elbo: float
+    bits_per_dim: float
+    effective_draws: float
+    k_hat: float
+    k_threshold: float
+    bad_k: int
+
+
+@dataclass(frozen=True)
 class CoverageCheck:
     """Share of held-out observations inside the central predictive interval of probability `prob`."""
 

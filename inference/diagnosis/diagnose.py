@@ -24,6 +24,7 @@ from .checks import CoverageCheck, LatentCheck, RestartCheck, ScoreCheck
 from .diagnose_draws import LEAST_DRAWS, Material, affordable, gather, judge_weights
 from .diagnose_functions import identified, reference_functions
 from .diagnose_loo import loo_check
+from .diagnose_observations import diagnose_observations
 from .diagnosis import MOST_SHOWN, Diagnosis
 from .held_out import held_out_checks
 from .moment_checks import Known, flat, judge_moments, moment_checks, worst
@@ -41,12 +42,14 @@ def diagnose(fit: Fit, reference: Any = None, n: int = 1000, held_out: Any = Non
         reference: a `Reference`, or any object with `mean` and `sd` by site; by default the model's exact
             posterior if it has one. A network with hidden layers is compared in its outputs, for which the reference needs draws.
         n: draws, at least 100; of networks with thousands of weights so many as some seconds allow.
-        held_out: `Data` that the fit has not seen, for scores and the coverage of predictive intervals.
+        held_out: `Data` that the fit has not seen, for scores and the coverage of predictive intervals, or log p(x).
 
     Raises:
         ValueError: too few draws, a model without latents, or held-out data that do not fit.
     """
     check_draws(fit, n, LEAST_DRAWS)
+    if fit.program.one_by_one:
+        return diagnose_observations(fit, n, held_out, fit.seed if seed is None else seed)
     doubts: list[str] = []
     notes: list[str] = []
     history = fit.run.history

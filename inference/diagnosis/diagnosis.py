@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .checks import CoverageCheck, LatentCheck, LooCheck, RestartCheck, ScoreCheck
+from .checks import CoverageCheck, LatentCheck, LooCheck, ObservationCheck, RestartCheck, ScoreCheck
 
 #: Rows of a printed table.
 SHOWN = 6
@@ -26,7 +26,8 @@ class Diagnosis:
         num_draws: draws behind every number.
         kl, kl_error: KL(q || posterior) = loss + log evidence in nats, with its Monte Carlo standard error.
         k_hat: Pareto shape of p / q; None for point guides and for constant ratios.
-        k_verdict: `good`, `too high`, `exact` (constant ratios), `hopeless` (too many latents for a ratio over all) or `absent`.
+        k_verdict: `good`, `too high`, `exact` (constant ratios), `hopeless` (too many latents for a ratio over all), `by observation`
+            (see `observations`) or `absent`.
         effective_draws: 1 / sum w^2 of the smoothed weights.
         latents: all of them; of thousands the twenty furthest off, and of a network with thousands none.
         reference: where the reference comes from, if there is one.
@@ -35,6 +36,7 @@ class Diagnosis:
         functions: of networks, the twenty outputs at `function_inputs` (of `num_functions`) that are furthest off, or widest.
         scores: of predictions of held-out data.
         spread: whether draws differ at all.
+        observations: where latents all belong to single observations, log p(x) and k-hats of these; training data, then held-out.
     """
 
     model: str
@@ -65,6 +67,7 @@ class Diagnosis:
     num_functions: int = 0
     scores: tuple[ScoreCheck, ...] = ()
     spread: bool = True
+    observations: tuple[ObservationCheck, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -137,6 +140,11 @@ class Diagnosis:
             bad = f"{self.loo.bad_k} of {self.loo.num_data} k-hats too high" if self.loo.bad_k else "all k-hats good"
             how = "" if self.loo.weighted else ", draws of q taken for the posterior's"
             rows.append(["LOO", f"elpd {self.loo.elpd:.1f} ± {self.loo.se:.1f}", f"p_loo {self.loo.p_loo:.1f}, {bad}{how}"])
+        for o in self.observations:
+            bits = f"ELBO {o.elbo:.2f}, {o.bits_per_dim:.3f} bits a dimension, {o.num_data} observations"
+            rows.append([f"log p(x), {o.of}", f"{o.log_p:.2f} ± {o.log_p_error:.2g} nats", bits])
+            effective = f"{o.bad_k} of {o.num_data} above {o.k_threshold:.2f}, {o.effective_draws:.0f} effective of {self.num_draws} draws"
+            rows.append([f"k-hat, {o.of}", f"{o.k_hat:.2f}", f"median; {effective}"])
         for c in self.coverage:
             rows.append([f"{c.prob:.0%} interval", f"{c.share:.0%}", f"of {c.num_data} held-out '{c.site}'"])
         rows += [_score_row(score) for score in self.scores]

@@ -41,6 +41,11 @@ def loo(fit: Fit, n: int = 1000, *, site: str | None = None, seed: int | None = 
             f"point without log q; use a family "
             "with the objective 'elbo', such as 'mean_field'"
         )
+    if fit.program.one_by_one:
+        raise ValueError(
+            "LOO weighs draws of what observations share, and here each has latents of its own and the rest are points; score observations "
+            "that were held out, fit.log_marginal(test)"
+        )
     return loo_of(fit, run_draws(fit, fit.run, n, seed), site)
 
 

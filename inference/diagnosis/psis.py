@@ -61,6 +61,11 @@ class Weights:
         return mean, np.sqrt(self.weights @ np.square(values - mean))
 
 
+def threshold(num: int) -> float:
+    """The k-hat up to which weights of so many draws can be trusted (Vehtari et al. 2024)."""
+    return min(1.0 - 1.0 / math.log10(num), 0.7)
+
+
 def smooth(log_ratio: Tensor) -> Weights:
     """The weights of S draws from q.
 
@@ -81,12 +86,12 @@ def smooth(log_ratio: Tensor) -> Weights:
             f"dtype=torch.float64, or look at "
             "the model's log density there"
         )
-    threshold = min(1.0 - 1.0 / math.log10(num), 0.7)
+    limit = threshold(num)
     # Ratios are differences of sums that round in float32 at about 1e-3 nats, in float64 far below 1e-6;
     # weights that are constant to d nats move no moment by more than d sds.
     spread = float(ratio.max() - ratio.min())
     if spread <= (1e-6 if log_ratio.dtype == torch.float64 else 5e-3):
-        return Weights(np.full(num, 1.0 / num), -math.inf, threshold, spread)
+        return Weights(np.full(num, 1.0 / num), -math.inf, limit, spread)
     from arviz_stats.base import array_stats  # slow to import, and most fits of a session need it late
 
     try:
@@ -94,9 +99,9 @@ def smooth(log_ratio: Tensor) -> Weights:
         log_weights, k_hat = array_stats.psislw(-ratio)
     except ValueError:  # the tail is a single value, so a few draws carry everything or the ratios are two-valued
         plain = np.exp(ratio - ratio.max())
-        return Weights(plain / plain.sum(), math.inf, threshold, spread)
+        return Weights(plain / plain.sum(), math.inf, limit, spread)
     weights = np.exp(log_weights)
-    return Weights(weights / weights.sum(), float(k_hat) if math.isfinite(k_hat) else math.inf, threshold, spread)
+    return Weights(weights / weights.sum(), float(k_hat) if math.isfinite(k_hat) else math.inf, limit, spread)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..target.program import describe
+from ..target.program import Program, describe
 from .function_space import num_shared
 from .labels import Labels
 
 if TYPE_CHECKING:
-    from ..result import Fit
+    from ..result import Fit, Run
 
 #: Products of draws, observations and weights that a network's export computes a group: about half a minute on one core. That is
 #: all of 1,000 observations for 1,000 draws of LeNet-300-100.
@@ -23,6 +23,8 @@ EXPORTED_PRODUCTS = 300_000_000_000
 EXPORTED_VALUES = 100_000_000
 #: But so many observations in any case.
 LEAST_ROWS = 100
+#: Observations that are shown of a model that has latents for each.
+EXAMPLES = 20
 
 
 def choose_rows(fit: Fit, rows: Any, draws: int, *, seed: int) -> Tensor | None:
@@ -68,7 +70,29 @@ def on_rows(fit: Fit, rows: Tensor | None) -> Fit:
     data = fit.data.select(rows)
     with fit.run.owned.active(0):
         program = describe(fit.model, data)
-    return dataclasses.replace(fit, runs=tuple(dataclasses.replace(run, program=program) for run in fit.runs), data=data)
+    return dataclasses.replace(fit, runs=tuple(_run_on(run, program, rows) for run in fit.runs), data=data)
+
+
+def _run_on(run: Run, program: Program, rows: Tensor) -> Run:
+    """The run with another program, and a table of posteriors cut to these rows."""
+    select = getattr(run.owned.guide, "select", None)
+    owned = run.owned if select is None else dataclasses.replace(run.owned, guide=select(rows))
+    return dataclasses.replace(run, program=program, owned=owned)
+
+
+def examples_of(fit: Fit, rows: Any, *, seed: int, most: int = EXAMPLES) -> tuple[Fit, Tensor | None]:
+    """A fit whose latents all belong to single observations, on a few of these; and which they are.
+
+    Args:
+        rows: how many, drawn at random; a tensor of row numbers; or None for at most `most`, evenly spaced.
+    """
+    if rows is None and len(fit.data) > most:
+        rows = torch.linspace(0, len(fit.data) - 1, most).round().long().unique()
+    if rows is None:
+        return fit, None
+    cut = choose_rows(fit, rows, 1, seed=seed)
+    part = on_rows(fit, cut)
+    return dataclasses.replace(part, data=dataclasses.replace(part.data, observation_dim="example")), cut
 
 
 def label_rows(labels: Labels, fit: Fit, rows: Tensor | None) -> None:

@@ -17,15 +17,16 @@ import xarray as xr
 from torch import Tensor
 
 from ..draws import Draws
+from ..likelihood.log_marginal import log_marginal
 from ..result import HOPELESS
-from .chosen_rows import choose_rows, label_rows, on_rows
+from .chosen_rows import choose_rows, examples_of, label_rows, on_rows
 from .chosen_weights import Chosen, choose
 from .fit_attributes import describe_fit
 from .function_space import F, Functions, functions_at, is_network, num_shared
 from .labels import Labels
 from .network_draws import Wanted, collect_network, draw_seed
 from .tree_arrays import Arrays, collect, log_likelihoods, prior_draws, sample_stats
-from .tree_groups import constant_group, log_likelihood_group, observed_group, samples, stats_group
+from .tree_groups import constant_group, log_likelihood_group, marginal_group, observed_group, samples, stats_group
 
 if TYPE_CHECKING:
     from ..result import Fit, Run
@@ -57,7 +58,9 @@ def to_arviz(
             site -> positions (k,) in the flattened value or (k, dims), or False for none. By default all; ten a site of networks
             with more than 2,000 weights. Of networks this is about the weights: a noise scale is always there.
         rows: of networks, the observations whose likelihood and simulations are stored: a number of random ones, or a tensor of
-            row numbers. By default all, or as many as half a minute and 800 MB a group allow.
+            row numbers. By default all, or as many as half a minute and 800 MB a group allow. Of models with thousands of latents,
+            all of single observations, such as a VAE, the examples to look at: everything is about these, along the dimension
+            `example`, and the group log_marginal holds log p of each with its latents integrated out. By default 20.
         seed: by default the fit's own; then the best restart's chain is `fit.sample(n)`.
 
     Returns:
@@ -70,18 +73,23 @@ def to_arviz(
     check_draws(fit, n)
     seed = fit.seed if seed is None else seed
     network = is_network(fit.model, fit.program)
-    if not network and (rows is not None or not (functions is None or functions is False)):
+    singly = fit.program.one_by_one and not network
+    if not network and ((rows is not None and not singly) or not (functions is None or functions is False)):
         raise ValueError(
             f"{'rows' if rows is not None else 'functions'} is for networks, models with outputs(weights, x) such as BayesianNN; "
             "leave it out"
         )
+    examples: Tensor | None = None
+    whole = fit
+    if singly:
+        fit, examples = examples_of(fit, rows, seed=seed)
     chosen = _chosen(fit, weights, seed, network)
     at = functions_at(fit, functions) if network and functions is not False else None
     if not chosen.sites and at is None:
         raise ValueError("weights=False and functions=False leave nothing of the posterior; ask for one of them")
     cut = choose_rows(fit, rows, n * len(fit.runs), seed=seed) if network else None
     part = on_rows(fit, cut)
-    labels = _labels(part, cut, chosen, at)
+    labels = _labels(part, examples if singly else cut, chosen, at)
 
     def of_prior(values: Mapping[str, Tensor]) -> Arrays:
         return chosen(values) | ({} if at is None else {F: at(fit.run.owned, values).numpy()})
@@ -98,15 +106,19 @@ def to_arviz(
         "sample_stats": stats_group(found.stats),
     }
     notes = found.notes | _notes(fit, chosen, cut, seed)
+    if examples is not None:
+        notes["rows_note"] = f"{len(examples)} of the {len(whole.data)} observations, everywhere; rows= takes others"
     if prior:
         latents, observed, note = prior_draws(part, n, seed, of_prior, predictive=predictive)
         groups["prior"] = samples(labels, fit.program.latents, latents)
         groups["prior_predictive"] = samples(labels, fit.program.observed, observed)
         notes |= {"prior_note": note} if note else {}
+    if singly and fit.objective == "elbo" and log_likelihood:
+        groups["log_marginal"] = marginal_group(labels, log_marginal(fit, k=max(n, 100), seed=seed))
     groups["observed_data"] = observed_group(part, labels)
     groups["constant_data"] = constant_group(part, labels, at)
     filled = {name: group for name, group in groups.items() if group.data_vars}
-    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=describe_fit(fit) | notes), **filled})
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=describe_fit(whole) | notes), **filled})
 
 
 def _chosen(fit: Fit, weights: Any, seed: int, network: bool) -> Chosen:

@@ -16,6 +16,7 @@ from .labels import SAMPLE_DIMS, Labels, whole_numbers
 from .tree_arrays import Arrays
 
 if TYPE_CHECKING:
+    from ..likelihood.log_marginal import LogMarginal
     from ..result import Fit
 
 #: name -> (dimensions, values, the model's site).
@@ -52,6 +53,13 @@ def log_likelihood_group(labels: Labels, program: Program, arrays: Arrays) -> xr
     """One value an observation and draw."""
     sites = [name for name in program.observed if name in arrays]
     return dataset(labels, {labels.variables[k]: ((*SAMPLE_DIMS, labels.observation), arrays[k], k) for k in sites})
+
+
+def marginal_group(labels: Labels, found: LogMarginal) -> xr.Dataset:
+    """log p(x) of each observation, its latents integrated out, and how far that can be trusted."""
+    values = {"log_p": found.values, "error": found.errors, "elbo": found.elbo, "ess": found.ess, "k_hat": found.k_hat}
+    group = dataset(labels, {name: ((labels.observation,), np.asarray(value), "") for name, value in values.items()})
+    return group.assign_attrs(units="nats", draws=found.k)
 
 
 def stats_group(arrays: Arrays) -> xr.Dataset:

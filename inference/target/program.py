@@ -24,6 +24,9 @@ from ..engine.noise import kept_generators
 
 Values = Mapping[str, Tensor]
 
+#: With more latents of single observations than this no ratio of densities over all of them is even.
+FEW_LOCAL = 1_000
+
 #: The plate over the observations, by contract with the models.
 DATA_PLATE = "data"
 
@@ -94,6 +97,12 @@ class Program:
     def discrete(self) -> dict[str, Site]:
         """Latent sites with finite support: summed out, or enumerated in the guide."""
         return {name: site for name, site in self.latents.items() if site.discrete}
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether all latents belong to single observations, so many that posteriors are looked at one by one."""
+        size = sum(site.shape.numel() for site in self.local.values())
+        return size > FEW_LOCAL and all(site.local for site in self.latents.values())
 
     @property
     def local(self) -> dict[str, Site]:
