@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
-from . import labels, mean_field_mnist, sparse_mnist, uci
+from . import labels, mean_field_mnist, sparse_mnist, uci, vae_mnist
 
 HERE = Path(__file__).resolve().parents[1] / "results"
 
@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "uci": uci,
     "sparse_mnist": sparse_mnist,
     "mean_field_mnist": mean_field_mnist,
+    "vae_mnist": vae_mnist,
     "labels": labels,
 }
 
