@@ -17,7 +17,15 @@ def test_a_hidden_layer_of_300_is_pruned_twentyfold(shared_data: Path) -> None:
     torch.manual_seed(0)
     model = bz.models.BayesianNN(bz.models.networks.mlp(784, [300], 10), prior="log_uniform")
     fit = bz.fit(
-        model, train, "sparse_vd", epochs=30, batch_size=100, optimizer=1e-3, schedule="linear", estimator="local", progress=False
+        model,
+        train,
+        "sparse_vd",
+        epochs=30,
+        batch_size=100,
+        optimizer=1e-3,
+        schedule="linear",
+        estimator="local",
+        progress=False,
     )
     sparse = fit.sparsify()
     with torch.no_grad():
