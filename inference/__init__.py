@@ -11,6 +11,7 @@ from .engine.training import NonFiniteError, Progress
 from .estimators.gradient_table import GradientVariance
 from .estimators.gradient_variance import gradient_variance
 from .prediction.prediction import Prediction
+from .prediction.scores import auroc
 from .result import Fit, Run
 from .runner import fit
 
@@ -23,6 +24,7 @@ __all__ = [
     "Progress",
     "Reference",
     "Run",
+    "auroc",
     "fit",
     "gradient_variance",
     "reference",

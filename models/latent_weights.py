@@ -164,7 +164,11 @@ def _chosen(net: nn.Module, bayesian: str | Sequence[str] | LayerFilter) -> list
     layers = {name: layer for name, layer in net.named_modules() if layer._parameters}
     able = [name for name, layer in layers.items() if isinstance(layer, LINEAR_LAYERS)]
     if not able:
-        raise ValueError("the network has no linear or convolutional layer, so nothing in it can be made Bayesian")
+        has = ", ".join(f"'{name}' ({type(layer).__name__})" for name, layer in layers.items()) or "no layer with parameters"
+        raise ValueError(
+            f"the network has no linear or convolutional layer, so nothing in it can be made Bayesian: it has {has}; give one "
+            "with nn.Linear or nn.Conv1d, 2d, 3d"
+        )
     if bayesian == "all":
         chosen = [name for name, layer in layers.items() if any(p is not None for p in layer._parameters.values())]
     elif bayesian == "last":

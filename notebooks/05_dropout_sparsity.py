@@ -227,25 +227,19 @@ print(f"distance of the distribution functions, {len(terms)} units: median {gaps
 # | `"gaussian_dropout"` | normal, $\alpha$ for each layer (or unit, or weight) | the log-uniform prior, below |
 # | `"concrete_dropout"` | masks between 0 and 1 that are nearly always at an end | the entropy of the masks |
 #
-# A callback is called after every step. To let it see the guide as well as the loss, we build the guide
-# ourselves: `guide=` also takes a builder `(model, data) -> guide`.
+# A callback is called after every step, and sees the step's number and loss, the parameters by name, and the guide.
 
 
 # %%
-class Watched:
-    """A family's builder that keeps what `look` says of the guide after some of the steps."""
+class Watch:
+    """A callback that keeps what `look` says of the guide after some of the steps."""
 
-    def __init__(self, family, look, steps):
-        self.family, self.look, self.steps, self.seen = family, look, set(steps), {}
+    def __init__(self, look, steps):
+        self.look, self.steps, self.seen = look, set(steps), {}
 
-    def __call__(self, model, data):
-        self.guide = bz.guides.build(self.family, model, data)
-        return self.guide
-
-    def after_step(self, progress):
-        """For `callbacks=`."""
+    def __call__(self, progress):
         if progress.step in self.steps:
-            self.seen[progress.step] = self.look(self.guide)
+            self.seen[progress.step] = self.look(progress.guide)
 
 
 def rates_of(guide):
@@ -258,9 +252,8 @@ def rates_of(guide):
 steps_an_epoch = len(train) // common["batch_size"]
 watched = {}
 for name, model in (("concrete_dropout", normal), ("gaussian_dropout", log_uniform)):
-    watched[name] = Watched(name, rates_of, range(1, epochs * steps_an_epoch + 1, steps_an_epoch))
-    callbacks = [watched[name].after_step]
-    fits[name] = bz.fit(model, train, guide=watched[name], epochs=epochs, callbacks=callbacks, **common)
+    watched[name] = Watch(rates_of, range(1, epochs * steps_an_epoch + 1, steps_an_epoch))
+    fits[name] = bz.fit(model, train, guide=name, epochs=epochs, callbacks=[watched[name]], **common)
     print(f"{name:16}", "  ".join(f"{k} {v:.3f}" for k, v in zip(layers, rates_of(fits[name].guide), strict=True)))
     print(f"{'':16} {fits[name].objective}: {fits[name].loss_name}")
 
@@ -420,13 +413,13 @@ def first_layer(guide):
 
 
 shown = np.unique(np.geomspace(1, sparse_epochs, 30).round().astype(int))
-watch = Watched("sparse_vd", first_layer, shown * steps_an_epoch)
-sparse_fit = bz.fit(log_uniform, train, guide=watch, epochs=sparse_epochs, callbacks=[watch.after_step], **common)
+watch = Watch(first_layer, shown * steps_an_epoch)
+sparse_fit = bz.fit(log_uniform, train, guide="sparse_vd", epochs=sparse_epochs, callbacks=[watch], **common)
 history = {step // steps_an_epoch: seen for step, seen in watch.seen.items()}
 total = sum(Lambda[name].numel() for name in layers)
 strip = [int(shown[np.abs(shown - share * sparse_epochs).argmin()]) for share in (0, 0.03, 0.06, 0.1, 0.3, 1)]
 for epoch in strip:
-    weight = watch.guide.kl_weight(epoch * steps_an_epoch, sparse_epochs * steps_an_epoch)
+    weight = sparse_fit.guide.kl_weight(epoch * steps_an_epoch, sparse_epochs * steps_an_epoch)
     left = history[epoch][2]
     share = sum(left) / total
     print(f"epoch {epoch:3}   KL weight {weight:.2f}   weights with log alpha <= 3: {sum(left):6,} = {share:6.1%}", left)

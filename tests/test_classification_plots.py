@@ -50,7 +50,7 @@ def test_reliability_shows_confidence_and_accuracy_of_each_bin():
     points, sizes = ax.collections[-1].get_offsets(), ax.collections[-1].get_sizes()
     assert np.allclose(points, [[0.6, 0.5], [0.9, 0.8]])
     assert sizes[0] == sizes[1]
-    assert labels_of(ax) == ["calibrated", "ECE 0.100"]
+    assert labels_of(ax) == ["calibrated", "ECE 0.100 (10 bins)"]
     spread = ax.collections[0].get_segments()
     # 90 % of Beta(1 + 5, 1 + 5), which is symmetric, with the quantiles of its table.
     assert spread[0][0][1] == pytest.approx(0.2712, abs=1e-3)

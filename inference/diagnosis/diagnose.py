@@ -58,9 +58,13 @@ def diagnose(fit: Fit, reference: Any = None, n: int = 1000, held_out: Any = Non
     truth = _reference(fit, reference, notes)
     material = gather(fit, n, held_out, fit.seed if seed is None else seed, notes)
     weights = material.best_weights
+    doubts += [material.empty] if material.empty else []
     judge_weights(material, doubts, notes)
-    functions, by_function = _functions(material, truth, doubts)
-    latents = _latents(material, None if by_function else truth, doubts)
+    functions: list[LatentCheck] = []
+    latents: tuple[LatentCheck, ...] = ()
+    if not material.empty:
+        functions, by_function = _functions(material, truth, doubts)
+        latents = _latents(material, None if by_function else truth, doubts)
     evidence, kl, kl_error = _evidence(material, truth, doubts, notes)
     restarts = _restarts(material)
     far = [r for r in restarts if r.elsewhere]

@@ -14,6 +14,7 @@ from ..export.fit_attributes import guide_name
 from ..export.function_space import MOST_INPUTS, F, is_network, num_shared
 from ..export.network_draws import Wanted, collect_network
 from ..export.tree_arrays import Arrays
+from ..pruning.sparsify import emptiness
 from ..result import HOPELESS
 from .diagnose_functions import FunctionDraws, compared_at
 from .psis import Weights, smooth
@@ -32,6 +33,9 @@ DIAGNOSED_PRODUCTS = 50_000_000_000
 #: Drawing a weight takes as long as so many products.
 _DRAWING = 500
 
+#: With more latents than this a covariance over all of them, or a flow, has too many parameters to be learned.
+MOST_CORRELATED = 500
+
 _RICHER = {
     "mean_field": "'full_rank', or 'structured' where latents depend on each other in the model's order",
     "low_rank": "'full_rank', or a flow such as 'iaf'",
@@ -41,6 +45,12 @@ _RICHER = {
     "beta": "'full_rank', or a flow such as 'iaf'",
     "iaf": "'spline', more layers, or another parametrisation of the model",
     "spline": "'iaf', more layers, or another parametrisation of the model",
+}
+#: The same for more latents.
+_RICHER_OF_MANY = {
+    "mean_field": "'low_rank', which adds a few correlated directions",
+    "laplace": "'low_rank'",
+    "low_rank": "'low_rank' with a higher rank (guide_options={'rank': ...})",
 }
 
 
@@ -56,6 +66,7 @@ class Material:
         weights: of these draws by restart, None where they mean nothing.
         functions: f of each restart, of networks.
         log_likelihood: (n, N) of the best restart, where it was computed along with f.
+        empty: why nothing of the inputs reaches the outputs of a pruned network, or "".
     """
 
     fit: Fit
@@ -66,6 +77,7 @@ class Material:
     weights: list[Weights | None] = field(default_factory=list)
     functions: FunctionDraws | None = None
     log_likelihood: np.ndarray | None = None
+    empty: str = ""
 
     @property
     def best(self) -> Draws | None:
@@ -99,7 +111,8 @@ def affordable(fit: Fit, n: int, rows: int, restarts: int = 1) -> int:
 def gather(fit: Fit, n: int, held_out: Any, seed: int, notes: list[str]) -> Material:
     """Draws what is looked at."""
     size = num_shared(fit.program)
-    found = Material(fit, n, is_network(fit.model, fit.program), size > HOPELESS)
+    empty = emptiness(fit)
+    found = Material(fit, n, is_network(fit.model, fit.program), size > HOPELESS, empty="" if empty is None else str(empty))
     functions, inputs = compared_at(fit, held_out) if found.network else (None, "")
     if functions is not None and found.hopeless:
         loo = fit.objective == "elbo" and len(fit.data) <= LOO_LIMIT
@@ -146,7 +159,7 @@ def judge_weights(material: Material, doubts: list[str], notes: list[str]) -> No
             "pessimistic for the shared latents"
         )
     if not weights.reliable:
-        richer = _RICHER.get(fit.run.family, "a richer family, such as 'full_rank' or 'iaf'")
+        richer = _richer(fit)
         columns = "" if material.network else ", and the PSIS columns are no better than the raw ones"
         doubts.append(
             f"k-hat {weights.k_hat:.2f} is above {weights.threshold:.2f}, so q misses a part of the "
@@ -157,8 +170,17 @@ def judge_weights(material: Material, doubts: list[str], notes: list[str]) -> No
             notes.append(f"a network's predictions can be good where k-hat is not: {_instead(material)}")
 
 
+def _richer(fit: Fit) -> str:
+    """A guide that may hold more of the posterior."""
+    if num_shared(fit.program) > MOST_CORRELATED:
+        return _RICHER_OF_MANY.get(fit.run.family, "'low_rank', or a model with fewer latents")
+    return _RICHER.get(fit.run.family, "a richer family, such as 'full_rank' or 'iaf'")
+
+
 def _absent(material: Material) -> str:
     fit = material.fit
+    if material.empty:
+        return "there is nothing to look at in a network whose answers do not depend on its inputs"
     if fit.run.point and not material.spread:
         return "a point guide has no log q, so there is no k-hat, no LOO, no KL and no gap to the evidence"
     if fit.improper:

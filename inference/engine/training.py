@@ -35,13 +35,24 @@ class NonFiniteError(RuntimeError):
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback sees after a step."""
+    """What a callback sees after a step.
+
+    Attributes:
+        step: how many are done.
+        loss: of this step, in nats.
+        learning_rate: of this step.
+        total_steps: how many there will be; None for a fit to convergence.
+        parameters: what is trained, by name: `guide.` or `model.` and the name in that module, `param.` and the name of a
+            `pyro.param`. The tensors are the fit's own: clone what you keep.
+        guide: the guide that is trained, with the methods of its family, such as `log_alpha()` of `sparse_vd`.
+    """
 
     step: int
     loss: float
     learning_rate: float
     total_steps: int | None
-    parameters: tuple[Tensor, ...] = ()
+    parameters: Mapping[str, Tensor]
+    guide: Any
 
 
 Callback = Callable[[Progress], bool | None]
@@ -155,7 +166,8 @@ class Loop:
         if not (self.callbacks or self.watchers):
             return False
         losses = self.history.losses
-        progress = Progress(len(losses), losses[-1], factor * self.base_rates[0], self.total_steps, tuple(self.leaves))
+        rate = factor * self.base_rates[0]
+        progress = Progress(len(losses), losses[-1], rate, self.total_steps, self.parameters, self.objective.guide)
         answers = [callback(progress) for callback in (*self.callbacks, *self.watchers)]
         return any(answer is True for answer in answers)
 

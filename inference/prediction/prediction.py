@@ -85,9 +85,15 @@ class Prediction:
 
     @property
     def epistemic(self) -> Tensor:
-        """(N, ...) what the latents add: mutual information in nats, or the variance of the draws' means; at least 0."""
-        # Jensen's inequality holds for the sums over draws as well; only rounding can fall below.
-        return (self.total - self.aleatoric).clamp_min(0.0)
+        """(N, ...) what the latents add: mutual information in nats, or the variance of the draws' means.
+
+        At least 0, and exactly 0 where all draws say the same, as those of a point guide (`map`, `mle`) do.
+        """
+        total = self.total
+        gap = total - self.aleatoric
+        # A sum of S terms is off by up to S eps of its size; an entropy also by that much of the probabilities' sum, 1.
+        size = total if self.probs is None else 1 + total
+        return torch.where(gap > 4 * (1 + self.num_draws) * torch.finfo(gap.dtype).eps * size, gap, 0.0)
 
     def interval(self, prob: float = 0.9) -> tuple[Tensor, Tensor]:
         """Equal-tailed interval of the draws with the given probability: lower and upper, each (N, ...)."""

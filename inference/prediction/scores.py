@@ -150,17 +150,30 @@ def reliability(prediction: Prediction, y: Any, bins: int = BINS) -> Reliability
 def auroc(inside: Tensor, outside: Tensor) -> float:
     """Chance that a draw from `outside` is larger than one from `inside`, ties counting half.
 
+    The area under the receiver operating characteristic of telling the two apart by a threshold: 1 if one can, 0.5 if the scores
+    say nothing.
+
     Args:
-        inside: (N,) a score, such as entropies, in the data's domain.
+        inside: (N,) a score in the data's domain, such as a prediction's `total`, `aleatoric` or `epistemic` entropy in nats.
         outside: (M,) the same out of it.
+
+    Raises:
+        ValueError: for no score, or one that is NaN, on either side.
     """
     from torchmetrics.functional.classification import binary_auroc
 
+    for name, score in (("inside", inside), ("outside", outside)):
+        if not score.numel() or bool(score.isnan().any()):
+            raise ValueError(f"auroc ranks at least one score on each side and no NaN, and '{name}' has {_found(score)}")
     both = torch.cat([inside.flatten(), outside.flatten()]).double()
     # Ranks order as the values do and lie in [0, 1]; values beyond would go through a sigmoid, whose rounding makes ties.
     values, rank = both.unique(return_inverse=True)
     truth = torch.cat([torch.zeros(inside.numel(), dtype=torch.long), torch.ones(outside.numel(), dtype=torch.long)])
     return float(binary_auroc(rank.double() / max(1, len(values) - 1), truth))
+
+
+def _found(score: Tensor) -> str:
+    return f"{int(score.isnan().sum())} NaN among {score.numel()}" if score.numel() else "none"
 
 
 def checked(prediction: Prediction, y: Any) -> tuple[Tensor, Tensor]:

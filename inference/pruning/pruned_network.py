@@ -45,7 +45,9 @@ class EmptyNetworkError(ValueError):
         self.layer = layer
         super().__init__(
             f"after pruning, {f'layer {layer!r}' if layer else 'the only layer'} has no weight left that carries anything of the inputs, so the network would answer "
-            "the same to all of them: prune less with a higher threshold, or fit with a lower kl_weight, more data or more steps"
+            "the same to all of them; most likely the KL counted in full before the weights had learned anything: warm it up (kl_weight "
+            "as a function that rises from 0, which 'sparse_vd' has wherever steps or epochs are given), give more data or steps, or "
+            "prune less with a higher threshold"
         )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .pruned_network import EmptyNetworkError, Layer, read_chain
+from .pruned_network import Chain, EmptyNetworkError, Layer, read_chain
 from .sparse_layers import dense_layer, fastest, seconds_per_call
 from .sparse_network import PrunedLayer, SparseNetwork
 
@@ -47,6 +47,28 @@ def sparsify(fit: Any, threshold: float = 3.0, batch_size: int = 128, format: st
     Raises:
         ValueError: for other models and guides, and for a network without a path from inputs to outputs.
     """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is the number of inputs in a timed call, at least 1, got {batch_size!r}")
+    net, means, sds, x = _read(fit, batch_size)
+    return sparsify_network(net, means, sds, example_input=x, threshold=threshold, format=format)
+
+
+def emptiness(fit: Any, threshold: float = 3.0) -> EmptyNetworkError | None:
+    """Why `sparsify` would find an empty network; None where something of the inputs gets through, or nothing can be pruned."""
+    if not hasattr(fit.guide, "log_alpha"):
+        return None
+    try:
+        net, means, sds, x = _read(fit, 2)
+        _chain_left(*_thresholded(net, means, sds, None, threshold), x.detach().cpu())
+    except EmptyNetworkError as error:
+        return error
+    except ValueError:  # biases whose moments the guide does not say
+        return None
+    return None
+
+
+def _read(fit: Any, rows: int) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """The network of a fit, means and sds of its weights and biases, and that many of its inputs."""
     model, guide = fit.model, fit.guide
     net, sites = getattr(model, "net", None), getattr(model, "sites", None)
     if not isinstance(net, nn.Module) or sites is None:
@@ -57,8 +79,6 @@ def sparsify(fit: Any, threshold: float = 3.0, batch_size: int = 128, format: st
             f"guide '{family}' has no mean and standard deviation of each weight by itself, which decide what is pruned; "
             f"fit with guide={_FAMILIES}"
         )
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size is the number of inputs in a timed call, at least 1, got {batch_size!r}")
     with fit.run.owned.active(), torch.no_grad():
         moments = {name: pair for name, pair in guide.factorized_moments().items() if name in sites}
     missing = [name for name in sites if name not in moments]
@@ -67,10 +87,8 @@ def sparsify(fit: Any, threshold: float = 3.0, batch_size: int = 128, format: st
             f"the guide does not say mean and standard deviation of '{missing[0]}'; leave it out of the latents (biases=False), or "
             f"fit with guide={_FAMILIES}"
         )
-    rows = torch.arange(batch_size) % len(fit.data)
-    x = fit.data.select(rows).bind(model, observed=False)["x"]
-    means, sds = {name: pair[0] for name, pair in moments.items()}, {name: pair[1] for name, pair in moments.items()}
-    return sparsify_network(net, means, sds, example_input=x, threshold=threshold, format=format)
+    x = fit.data.select(torch.arange(rows) % len(fit.data)).bind(model, observed=False)["x"]
+    return net, {name: pair[0] for name, pair in moments.items()}, {name: pair[1] for name, pair in moments.items()}, x
 
 
 def sparsify_network(
@@ -103,15 +121,26 @@ def sparsify_network(
         raise ValueError(f"threshold is the largest log alpha of a weight that stays, a number such as 3.0, got {threshold!r}")
     if (sds is None) == (masks is None):
         raise ValueError("give either sds, from which log alpha follows, or masks of the weights to keep")
-    names = [name.removesuffix("weight").removesuffix(".") for name in means if name.split(".")[-1] == "weight"]
-    if not names:
-        raise ValueError("means has no weights, so there is nothing to prune; name them as the network does, 'fc1.weight'")
-    kept = {name: _kept(name, means[name], sds, masks, threshold) for name in map(_weight, names)}
-    dense = _with_values(net, means, kept)
+    dense, names = _thresholded(net, means, sds, masks, threshold)
     x = example_input.detach().cpu()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
         return _pruned(dense, names, x, None if sds is None else threshold, format)
+
+
+def _thresholded(
+    net: nn.Module,
+    means: Mapping[str, Tensor],
+    sds: Mapping[str, Tensor] | None,
+    masks: Mapping[str, Tensor] | None,
+    threshold: float,
+) -> tuple[nn.Module, list[str]]:
+    """A copy of the network with zeros for the weights that are noise, and the names of its layers."""
+    names = [name.removesuffix("weight").removesuffix(".") for name in means if name.split(".")[-1] == "weight"]
+    if not names:
+        raise ValueError("means has no weights, so there is nothing to prune; name them as the network does, 'fc1.weight'")
+    kept = {name: _kept(name, means[name], sds, masks, threshold) for name in map(_weight, names)}
+    return _with_values(net, means, kept), names
 
 
 def _weight(layer: str) -> str:
@@ -154,9 +183,7 @@ def _with_values(net: nn.Module, means: Mapping[str, Tensor], kept: Mapping[str,
 
 def _pruned(dense: nn.Module, names: list[str], x: Tensor, threshold: float | None, format: str) -> SparseNetwork:
     wanted = dense(x.clone())
-    chain = read_chain(dense, names, x.clone())
-    _check_inputs_matter(dense, [name for name in names if name not in chain.layers], x)
-    chain.remove_units()
+    chain = _chain_left(dense, names, x)
     found: dict[str, tuple[str, nn.Module, dict[str, float]]] = {}
     left = x.clone()
     for name, module in chain.modules:
@@ -192,6 +219,14 @@ def _pruned(dense: nn.Module, names: list[str], x: Tensor, threshold: float | No
         max_difference=difference,
         notes=tuple(notes),
     )
+
+
+def _chain_left(dense: nn.Module, names: list[str], x: Tensor) -> Chain:
+    """The network as a chain without its superfluous units."""
+    chain = read_chain(dense, names, x.clone())
+    _check_inputs_matter(dense, [name for name in names if name not in chain.layers], x)
+    chain.remove_units()
+    return chain
 
 
 def _rounding(net: nn.Module, x: Tensor, out: Tensor) -> float:

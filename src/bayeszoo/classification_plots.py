@@ -36,7 +36,7 @@ def plot_reliability(
     Args:
         predictions: one, or name -> prediction of the same observations.
         y: their classes: `Data` or a tensor (N,).
-        bins: of equal width from 0 to 1.
+        bins: of equal width from 0 to 1; the legend names a number that is not the scores' 15.
     """
     from scipy.stats import beta
 
@@ -50,14 +50,13 @@ def plot_reliability(
         x, height = found.confidence[shown].numpy(), found.accuracy[shown].numpy()
         count = found.count[shown].numpy()
         low, high = (beta.ppf(q, 1 + height * count, 1 + (1 - height) * count) for q in (0.05, 0.95))
-        text = f"{name}, ECE" if name else "ECE"
         ax.vlines(x, low, high, color=colour, lw=1, alpha=0.5)
         ax.plot(x, height, color=colour, lw=0.8, alpha=0.5)
         area = 10 + 240 * count / count.sum()
-        error = calibration_error(probs, label, bins)
-        ax.scatter(
-            x, height, area, color=colour, edgecolor="white", lw=0.5, zorder=3, clip_on=False, label=f"{text} {error:.3f}"
-        )
+        # The error grows with the number of bins: another one than the scores' has to be seen.
+        text = f"ECE {calibration_error(probs, label, bins):.3f}" + (f" ({bins} bins)" if bins != BINS else "")
+        text = f"{name}, {text}" if name else text
+        ax.scatter(x, height, area, color=colour, edgecolor="white", lw=0.5, zorder=3, clip_on=False, label=text)
     ax.set(xlabel="probability of the most probable class", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
     ax.set_aspect("equal")
     legend = ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)

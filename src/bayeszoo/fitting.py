@@ -77,7 +77,8 @@ def fit(
         device: `auto` takes the GPU where there is one.
         dtype: precision of the fit; None takes the data's own (tables are float64, images float32).
         validation: held-out `Data`; `fit.validation_losses` then has -E_q log p(y | z) an observation, in nats.
-        callbacks: called with a `Progress` after every step; one that returns True stops the fit.
+        callbacks: called with a `Progress` (step, loss, the guide, the parameters by name) after every step; one that returns True
+            stops the fit.
         progress: whether to draw a progress bar where there is a terminal or notebook.
         compile: whether the steps run as one compiled graph. `auto` compiles where the steps to come are worth it; both engines
             give the same losses, up to rounding. With callbacks `auto` stays eager; under True a callback may change tensors in

@@ -37,6 +37,23 @@ def test_a_callback_stops_the_fit(problem: Any) -> None:
     assert len(fit.losses) == 7
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_callback_sees_the_guide_and_the_parameters(problem: Any, compile: bool, uncompiled: None) -> None:
+    seen: dict[int, Any] = {}
+
+    def watch(progress: Any) -> None:
+        assert set(progress.parameters) == {"guide.offset", "guide.log_scale"}
+        assert progress.parameters["guide.offset"] is progress.guide.offset
+        seen[progress.step] = progress.guide.location().detach().clone()
+
+    fit = bz.fit(*problem, "mean_field", steps=20, callbacks=[watch], compile=compile, progress=False)
+    assert fit.engine == ("compiled" if compile else "eager")
+    assert list(seen) == list(range(1, 21))
+    assert not torch.equal(seen[19], seen[20])
+    # nothing is averaged over steps that were asked for: the fit ends where the last one left it
+    assert torch.equal(seen[20], fit.guide.location().detach())
+
+
 def test_what_is_not_finite_leaves_the_last_finite_state(problem: Any) -> None:
     with pytest.raises(bz.inference.NonFiniteError, match=r"at step \d+") as caught:
         bz.fit(*problem, "mean_field", steps=100, optimizer=1e30, progress=False)
@@ -52,7 +69,7 @@ def test_finished_restarts_survive_a_failure(problem: Any) -> None:
     def spoil(progress: Any) -> None:
         calls.append(progress.step)
         if len(calls) > 10 and progress.step == 3:
-            progress.parameters[0].data.fill_(float("nan"))
+            progress.parameters["guide.offset"].data.fill_(float("nan"))
 
     with pytest.raises(bz.inference.NonFiniteError) as caught:
         bz.fit(*problem, "mean_field", steps=10, restarts=3, callbacks=[spoil], progress=False)

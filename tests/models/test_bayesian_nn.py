@@ -130,6 +130,10 @@ def with_labels(labels: Tensor) -> Callable[[], bz.data.Data]:
     return lambda: bz.data.Data(inputs={"x": torch.randn(len(labels), 2)}, observed=labels)
 
 
+def pictures(side: int) -> bz.data.Data:
+    return bz.data.Data(inputs={"x": torch.rand(4, 1, side, side)}, observed=torch.tensor([0, 1, 2, 3]))
+
+
 class Shared(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +150,11 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "batch norm above": (fails(lambda: BayesianNN(three_layers(), bayesian=["0"])), "batch norm '1' runs after .* layer '0'"),
     "no such layer": (lambda: BayesianNN(three_layers(), bayesian=["fc"]), "no layer 'fc'"),
     "no layer": (lambda: BayesianNN(three_layers(), bayesian=lambda n, m: False), "chooses no layer"),
-    "nothing linear": (lambda: BayesianNN(nn.Sequential(nn.ReLU())), "no linear or convolutional layer"),
+    "nothing linear": (
+        lambda: BayesianNN(nn.Sequential(nn.ReLU())),
+        "no linear or convolutional layer.*no layer with parameters",
+    ),
+    "recurrent": (lambda: BayesianNN(nn.Sequential(nn.LSTM(2, 3))), r"no linear or convolutional layer.*'0' \(LSTM\)"),
     "shared": (lambda: BayesianNN(Shared()), "'a' and 'b' share their weight"),
     "likelihood": (lambda: BayesianNN(networks.mlp(2, [], 2), "poisson"), "unknown likelihood 'poisson'"),
     "noise": (lambda: BayesianNN(networks.mlp(2, [], 2), noise_scale=1.0), "noise_scale belongs to likelihood='gaussian'"),
@@ -157,6 +165,16 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "negative": (fails(lambda: BayesianNN(networks.mlp(2, [4], 2)), with_labels(torch.tensor([0, -1]))), "from -1 to 0"),
     "one class": (fails(lambda: BayesianNN(networks.mlp(2, [4], 2)), with_labels(torch.ones(5).long())), "all 5 labels are 1"),
+    "one answer": (
+        fails(lambda: BayesianNN(networks.mlp(2, [4], 1), "bernoulli"), with_labels(torch.zeros(5))),
+        "all 5 labels are 0: with one class only",
+    ),
+    "halves": (fails(lambda: BayesianNN(networks.mlp(2, [4], 2)), with_labels(torch.tensor([0.5, 1.0]))), "whole numbers"),
+    "one-hot": (fails(lambda: BayesianNN(networks.mlp(2, [4], 2)), with_labels(torch.eye(2))), r"shape \(N,\), got \(2, 2\)"),
+    "pictures of another size": (
+        fails(lambda: BayesianNN(networks.lenet_5_caffe()), lambda: pictures(32)),
+        r"does not take inputs of shape \(N, 1, 32, 32\).*give data of the size",
+    ),
     "one output": (fails(lambda: BayesianNN(networks.mlp(2, [4], 1))), "at least two outputs"),
     "widths": (
         fails(lambda: BayesianNN(networks.mlp(2, [4], 3), "gaussian"), with_labels(torch.randn(6))),

@@ -80,6 +80,43 @@ def test_too_narrow_is_seen_by_k_hat(shifted):
     assert says(found, "'full_rank'")
 
 
+def blobs(rows=60):
+    """Three classes that four inputs tell apart."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(rows) % 3
+    return bz.data.Data({"x": torch.eye(3, 4)[y] * 3 + torch.randn(rows, 4, generator=generator)}, y)
+
+
+@pytest.mark.parametrize(("hidden", "named"), [(20, "'full_rank'"), (100, "'low_rank'")])
+def test_a_covariance_over_many_weights_is_not_suggested(hidden, named):
+    torch.manual_seed(0)
+    model = bz.models.BayesianNN(bz.models.networks.mlp(4, [hidden], 3))  # 163 and 803 weights and biases
+    fit = bz.fit(model, blobs(), guide="mean_field", steps=5, compile=False, progress=False)
+    found = fit.diagnose(n=100)
+    assert found.k_verdict == "too high"
+    assert says(found, f"try guide {named}")
+    assert says(found, "full_rank") == (hidden == 20)
+
+
+def test_an_empty_network_is_said_in_few_words():
+    torch.manual_seed(0)
+    model = bz.models.BayesianNN(bz.models.networks.mlp(4, [20], 3), prior="log_uniform")
+    fit = bz.fit(model, blobs(), guide="sparse_vd", steps=5, compile=False, progress=False)
+    whole = fit.diagnose(n=100)
+    assert whole.functions
+    assert not says(whole, "weight left")
+    with torch.no_grad():
+        fit.guide.log_variance.fill_(20.0)
+    found = fit.diagnose(n=100)
+    with pytest.raises(ValueError, match="no weight left") as caught:
+        fit.sparsify()
+    assert found.verdict == "doubtful"
+    assert str(caught.value) in found.warnings
+    assert "warm it up" in str(caught.value)
+    assert not found.functions + found.latents
+    assert len(str(found).splitlines()) <= 8
+
+
 def test_a_mean_off_by_one_sd_is_seen_by_the_moments(shifted):
     found = shifted(offset=1.0)
     assert says(found, "moments that importance weights move")

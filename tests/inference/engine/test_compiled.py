@@ -36,6 +36,8 @@ COMPILED_IN_TEST = {
     "unknown-iaf",
     "people-structured-batch",
     "switch-guide-batch",
+    "weights-mean_field-batch",
+    "weights-mc_dropout-batch",
 }
 
 

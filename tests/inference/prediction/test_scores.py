@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 import bayeszoo as bz
+from bayeszoo.inference import auroc
 from bayeszoo.inference.prediction import averaging, tiles
 from bayeszoo.inference.prediction.likelihoods import Likelihoods, parameters_of
 from bayeszoo.inference.prediction.predictive import Tally, latent_draws, seeds_of
-from bayeszoo.inference.prediction.scores import ClassScores, NumberScores, auroc, calibration_error, reliability
+from bayeszoo.inference.prediction.scores import ClassScores, NumberScores, calibration_error, reliability
 
 
 def of_classes(*draws: Tensor) -> bz.inference.Prediction:
@@ -116,6 +117,18 @@ def test_auroc_by_hand():
     assert auroc(torch.tensor([0.0, 3e-9]), torch.tensor([4e-9, 2.0])) == 1.0
     assert auroc(torch.tensor([5.0]), torch.tensor([2.0, 3.0])) == 0.0
     assert auroc(torch.ones(3), torch.ones(2)) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="'outside' has none"):
+        auroc(inside, torch.ones(0))
+    with pytest.raises(ValueError, match="'inside' has 1 NaN among 2"):
+        auroc(torch.tensor([math.nan, 1.0]), outside)
+
+
+def test_auroc_of_two_normals_is_known():
+    generator = torch.Generator().manual_seed(0)
+    inside, outside = torch.randn(4000, generator=generator), 1 + torch.randn(4000, generator=generator)
+    # P(outside > inside) = Phi(1 / sqrt(2)); the standard error of the rank statistic is below 0.5 / sqrt(4000).
+    expected = 0.5 * (1 + math.erf(0.5))
+    assert auroc(inside, outside) == pytest.approx(expected, abs=4 * 0.5 / math.sqrt(4000))
 
 
 @pytest.mark.parametrize(
