@@ -176,7 +176,7 @@ class Objective:
         try:
             with torch.no_grad():
                 values = vmap_random(draw, torch.zeros(2))
-            probe, _, _ = vmap_random(lambda _: tuple(self._particle(kwargs)), torch.zeros(2))
+            probe, *_ = vmap_random(lambda _: tuple(self._particle(kwargs)), torch.zeros(2))
             if probe.requires_grad:
                 params = [p for p in _parameters(self.guide) if p.requires_grad]
                 torch.autograd.grad(probe.sum(), params, allow_unused=True)
