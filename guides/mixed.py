@@ -62,7 +62,7 @@ def build(
     Args:
         parts: `weights` and names of discrete sites -> families.
         family: name -> builder of the continuous latents' guide.
-        options: of the continuous family; `hidden` is the width of networks for discrete sites.
+        options: of the continuous family; `hidden` is the width of networks for discrete sites, `temperature` that of relaxed draws.
 
     Raises:
         ValueError: a part is missing, or for nothing that the model has.

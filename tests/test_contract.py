@@ -95,6 +95,9 @@ class Case:
     own_guide: bool = False
 
 
+#: Guides for the depth of each input.
+DEPTHS = ("exact", "amortized", "reinforce", "relaxed")
+
 CASES = {
     **{
         f"coin-{g}": Case(coin, g)
@@ -131,12 +134,12 @@ CASES = {
     "pictures-flipout-batch": Case(pictures, "mean_field", {"batch_size": 20, "estimator": "flipout"}),
     "pictures-mc_dropout": Case(pictures, "mc_dropout"),
     "pictures-sparse_vd-local": Case(lambda: pictures("log_uniform"), "sparse_vd", {"estimator": "local"}),
-    **{f"depth-{z}-batch": Case(layered, {"z": z}, {"batch_size": 20}) for z in ("exact", "table", "amortized", "reinforce")},
+    **{f"depth-{z}-batch": Case(layered, {"z": z}, {"batch_size": 20}) for z in (*DEPTHS, "table")},
     "depth-shared-global-batch": Case(lambda: layered(scope="data"), {"z": "global"}, {"batch_size": 20}),
     "depth-shared-exact": Case(lambda: layered(scope="data"), "exact"),
     **{
         f"depth-weights-{z}-batch": Case(lambda: layered(prior="normal"), {"weights": "mean_field", "z": z}, {"batch_size": 20})
-        for z in ("exact", "amortized", "reinforce")
+        for z in DEPTHS
     },
     "pca-amortized-batch": Case(lambda: simulated(PrincipalComponents(), 50), Encoder, {"batch_size": 25}, own_guide=True),
     "pca-mean_field-batch": Case(lambda: simulated(PrincipalComponents(), 50), "mean_field", {"batch_size": 25}),
@@ -160,7 +163,7 @@ QUICK = {
     "unknown-spline", "network-mean_field-batch", "pca-amortized-batch", "centres-structured-batch", "mixture-mean_field-batch",
     "switch-guide-batch", "switch-mean_field", "weights-mean_field-batch", "weights-mc_dropout-batch", "weights-ensemble-batch",
     "weights-sparse_vd-batch", "weights-last", "curve-mean_field", "pictures-flipout-batch",
-    "depth-exact-batch", "depth-amortized-batch", "depth-reinforce-batch", "depth-shared-global-batch", "depth-weights-exact-batch",
+    "depth-exact-batch", "depth-amortized-batch", "depth-reinforce-batch", "depth-relaxed-batch", "depth-shared-global-batch", "depth-weights-exact-batch",
 }  # fmt: skip
 
 
