@@ -5,7 +5,8 @@
 Groups: posterior, posterior_predictive, prior, prior_predictive, log_likelihood, observed_data, constant_data
 and sample_stats (`log_p`, `log_q` of every draw). Networks also have `f`, their outputs at some inputs, in the posterior and
 the prior: what R-hat, effective sizes and figures should look at. Of a large network few weights and, where its data are
-large, a part of the observations are exported; attributes that end in `_note` say which, and why a group is absent.
+large, a part of the observations are exported; attributes that end in `_note` say which, and why a group is absent. Networks of
+adaptive depth have the group `depth`: the probabilities of 0 to L layers for some inputs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..draws import Draws
 from ..result import HOPELESS
 from .chosen_rows import choose_rows, label_rows, on_rows
 from .chosen_weights import Chosen, choose
+from .depths import depth_group, examples_at, has_depths
 from .fit_attributes import describe_fit
 from .function_space import F, Functions, functions_at, is_network, num_shared
 from .labels import Labels
@@ -41,6 +43,7 @@ def to_arviz(
     functions: Any = None,
     weights: Any = None,
     rows: Any = None,
+    depths: Any = None,
     seed: int | None = None,
 ) -> xr.DataTree:
     """The fit as a tree of data sets with named dimensions.
@@ -58,6 +61,8 @@ def to_arviz(
             with more than 2,000 weights. Of networks this is about the weights: a noise scale is always there.
         rows: of networks, the observations whose likelihood and simulations are stored: a number of random ones, or a tensor of
             row numbers. By default all, or as many as half a minute and 800 MB a group allow.
+        depths: of networks of adaptive depth, the examples of the group `depth`: p(z | x, y), averaged over the draws, and q(z | x)
+            (chain, depth_input, depth). `Data`, by default the first 100 rows of the training data; False for no such group.
         seed: by default the fit's own; then the best restart's chain is `fit.sample(n)`.
 
     Returns:
@@ -75,6 +80,10 @@ def to_arviz(
             f"{'rows' if rows is not None else 'functions'} is for networks, models with outputs(weights, x) such as BayesianNN; "
             "leave it out"
         )
+    deep = has_depths(fit.model)
+    if not (deep or depths is None or depths is False):
+        raise ValueError("depths is for networks of adaptive depth (AdaptiveDepthResNet); leave it out")
+    examples = examples_at(fit, depths) if deep and depths is not False else None
     chosen = _chosen(fit, weights, seed, network)
     at = functions_at(fit, functions) if network and functions is not False else None
     if not chosen.sites and at is None:
@@ -98,6 +107,9 @@ def to_arviz(
         "sample_stats": stats_group(found.stats),
     }
     notes = found.notes | _notes(fit, chosen, cut, seed)
+    if examples is not None:
+        groups["depth"], note = depth_group(fit, draws, examples)
+        notes |= {"depth_note": note} if note else {}
     if prior:
         latents, observed, note = prior_draws(part, n, seed, of_prior, predictive=predictive)
         groups["prior"] = samples(labels, fit.program.latents, latents)
