@@ -53,9 +53,16 @@ class DiscreteGuide(PyroModule):
         self.program = describe(model, data)
         self.continuous = build(model, data, **options) if build is not None and self.program.continuous else None
         self.family = getattr(self.continuous, "family", "discrete")
+        if self.continuous is None and options:
+            raise ValueError(
+                f"guides of discrete latents have the options hidden and temperature, and no {next(iter(options))!r}"
+            )
+        if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
+            raise ValueError(f"hidden is the width of a layer and must be a whole number of at least 1, got {hidden!r}")
         if getattr(self.continuous, "objective", "elbo") == "surrogate":
             raise ValueError(
-                f"guide '{self.family}' is a point without a density and cannot enumerate; use discrete='marginalize'"
+                f"guide '{self.family}' is a point without a density and cannot enumerate; sum discrete latents out of the model, by "
+                "'exact' in their place or discrete='marginalize'"
             )
         words = words or dict.fromkeys(self.program.discrete, "table")
         self.sites = {name: site for name, site in self.program.discrete.items() if words[name] != "exact"}

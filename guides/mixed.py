@@ -90,6 +90,8 @@ def build(
             raise ValueError(f"unknown guide '{word}' for the discrete latent '{name}'; choose one of {', '.join(WORDS)}")
     builder = family(parts[CONTINUOUS]) if continuous else None
     if all(word == "exact" for word in words.values()):
+        if builder is None and options:
+            raise ValueError(f"guide 'exact' has no options, and {next(iter(options))!r} was given; leave it out")
         return Nothing() if builder is None else builder(model, data, **options)
     if any(word == "exact" for word in words.values()):
         raise ValueError(

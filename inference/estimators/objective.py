@@ -271,7 +271,7 @@ class Objective:
         """Expectation over the guide's discrete sites: each cost weighted by q of the states it depends on.
 
         A site may bring weights of its own, `infer={"relaxed": weights}` of the shape (*plates, K): those of a draw that carries
-        a gradient. The KL of discrete sites stays exact.
+        a gradient. The KL of discrete sites stays exact, unless draws are weighted.
         """
         first = -1 - self.program.max_plate_nesting
         names = [name for name, _ in sample_sites(trace) if name in self.program.discrete]
@@ -279,11 +279,13 @@ class Objective:
         q = {name: site_factor(name, trace.nodes[name]).log_prob.exp() for name in names}
         infer: dict[str, Any] = {name: trace.nodes[name]["infer"] for name in names}
         drawn = q | {name: _states_at(dims[name], own["relaxed"]) for name, own in infer.items() if "relaxed" in own}
+        # Importance weights are of whole draws: a likelihood drawn beside an exact KL bounds nothing under the logarithm.
+        exact = drawn if self.estimator == "importance_weighted" else q
         prior = model_trace(self.model, kwargs, values)
         costs = [site_factor(name, site) for name, site in sample_sites(prior)]
         costs += [f.negative for f in guide_factors(trace)]
         expected = [
-            replace(cost, log_prob=cost.log_prob * self._weight(cost, q if cost.name in dims else drawn, dims))
+            replace(cost, log_prob=cost.log_prob * self._weight(cost, exact if cost.name in dims else drawn, dims))
             for cost in costs
         ]
         return self._parts(trace, expected, only=[n for n in self.program.continuous if n in trace.nodes])

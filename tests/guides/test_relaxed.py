@@ -116,6 +116,23 @@ def test_relaxed_training_approaches_the_posterior() -> None:
     assert -4 * relaxed.loss_error < relaxed.loss - exact.loss < 0.1 * uniform
 
 
+def test_importance_weights_are_those_of_whole_draws() -> None:
+    model, data = problem(1, scope="data", depth_prior=[0.3, 0.7], freeze=True)
+    exact = bz.fit(model, data, "exact", progress=False)
+    fit = begun(model, data, "relaxed")
+    objective = replace(fit.run.objective, num_particles=20_000, estimator="importance_weighted")
+    with torch.no_grad(), fit.run.owned.active(1):
+        fit.run.owned.guide.parts[0].logits.copy_(torch.tensor([0.4, -0.3]))
+        _, value = objective(fit.data.bind(fit.model))
+        log_p = torch.log_softmax(fit.model.net(fit.data.inputs["x"]), -1)
+        joint = log_p[torch.arange(len(data)), :, data.observed].sum(0) + fit.model.probs.log()
+        q = torch.softmax(fit.run.owned.guide.parts[0].logits, 0)
+    # log mean of w = p(y, z) / q(z): its error is the coefficient of variation of w over 20,000^0.5; four of them.
+    ratio = (joint - q.log() + exact.loss).exp()
+    error = float(((q * ratio.square()).sum() - 1).sqrt()) / 20_000**0.5
+    assert abs(float(value) - exact.loss) < 4 * error
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), "low", True])
 def test_temperatures_that_are_none(temperature: Any) -> None:
     model, data = problem(1)
