@@ -6,8 +6,9 @@
 | `table` | a row of probabilities for each z: one for a shared z, N for one an observation | summed |
 | `amortized` | a network of the observation's inputs | summed |
 | `reinforce` | the same network | drawn; the gradient is REINFORCE's, with a learned baseline |
+| `relaxed` | the same network, a table for a shared z | drawn; the gradient is a concrete draw's, biased (see `relaxed`) |
 
-`global` is another word for `table` where z is shared by all observations.
+Where states are summed nothing is drawn, at the same cost as `relaxed`, which runs them all, too. `global` is another word for `table` where z is shared by all observations.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 
 from ..inference.target.program import DATA_PLATE, BoundData, Site, describe
 from .continuous import Plates
+from .relaxed import checked_temperature, straight_through
 
-WORDS = ("exact", "table", "global", "amortized", "reinforce")
+WORDS = ("exact", "table", "global", "amortized", "reinforce", "relaxed")
 
 
 class DiscreteGuide(PyroModule):
@@ -44,15 +46,23 @@ class DiscreteGuide(PyroModule):
         build: Callable[..., Any] | None,
         words: Mapping[str, str] | None = None,
         hidden: int = 64,
+        temperature: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         self.program = describe(model, data)
         self.continuous = build(model, data, **options) if build is not None and self.program.continuous else None
         self.family = getattr(self.continuous, "family", "discrete")
+        if self.continuous is None and options:
+            raise ValueError(
+                f"guides of discrete latents have the options hidden and temperature, and no {next(iter(options))!r}"
+            )
+        if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
+            raise ValueError(f"hidden is the width of a layer and must be a whole number of at least 1, got {hidden!r}")
         if getattr(self.continuous, "objective", "elbo") == "surrogate":
             raise ValueError(
-                f"guide '{self.family}' is a point without a density and cannot enumerate; use discrete='marginalize'"
+                f"guide '{self.family}' is a point without a density and cannot enumerate; sum discrete latents out of the model, by "
+                "'exact' in their place or discrete='marginalize'"
             )
         words = words or dict.fromkeys(self.program.discrete, "table")
         self.sites = {name: site for name, site in self.program.discrete.items() if words[name] != "exact"}
@@ -62,6 +72,10 @@ class DiscreteGuide(PyroModule):
                 f"site '{drawn[0]}' is drawn and the others are summed; give all discrete latents 'reinforce', or none"
             )
         self.discrete = "marginalize" if drawn or not self.sites else "guide"
+        self.relaxed = frozenset(name for name, word in words.items() if word == "relaxed")
+        if temperature is not None and not self.relaxed:
+            raise ValueError("temperature is that of 'relaxed' draws, and no discrete latent has this guide; leave it out")
+        self.temperature = checked_temperature(temperature)
         features = _Features(model, data)
         self.parts = nn.ModuleList()
         for name, site in self.sites.items():
@@ -84,12 +98,25 @@ class DiscreteGuide(PyroModule):
             self.continuous(*args, index=index, **kwargs)
         for (name, site), part in zip(self.sites.items(), self.parts, strict=True):
             logits, infer = part(index, kwargs)
+            if name in self.relaxed:
+                infer = {"relaxed": straight_through(logits, self.temperature)}
             with plates.around(site):
                 pyro.sample(name, _over(site, logits), infer=infer)
 
     def probs(self, name: str, index: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Return q(z) of one discrete site for some inputs: (N, K), or (K,) where all observations share it."""
+        """Return q(z) of one discrete site for some inputs: (N, K), or (K,) where all observations share it.
+
+        Args:
+            index: (N,) the rows of the training data that the inputs are, which a table needs.
+
+        Raises:
+            ValueError: the site has a table, which says nothing of new inputs.
+        """
         part = self.parts[list(self.sites).index(name)]
+        if isinstance(part, Table) and part.site.local and index is None:
+            raise ValueError(
+                f"q of '{name}' is a table of the training data and says nothing of new inputs; fit with 'amortized'"
+            )
         return torch.softmax(part(index, kwargs)[0], -1)
 
 
@@ -151,7 +178,7 @@ def _part(word: str, site: Site, features: _Features, hidden: int) -> nn.Module:
         raise ValueError(
             f"site '{site.name}' has a value for each observation; 'global' is for one that all share, use 'amortized' or 'table'"
         )
-    if word in ("table", "global"):
+    if word in ("table", "global") or (word == "relaxed" and not site.local):
         return Table(site)
     if not features.size:
         raise ValueError(f"guide '{word}' for '{site.name}' is a network of the model's inputs, and it has none; use 'table'")

@@ -62,7 +62,7 @@ def build(
     Args:
         parts: `weights` and names of discrete sites -> families.
         family: name -> builder of the continuous latents' guide.
-        options: of the continuous family; `hidden` is the width of networks for discrete sites.
+        options: of the continuous family; `hidden` is the width of networks for discrete sites, `temperature` that of relaxed draws.
 
     Raises:
         ValueError: a part is missing, or for nothing that the model has.
@@ -90,6 +90,8 @@ def build(
             raise ValueError(f"unknown guide '{word}' for the discrete latent '{name}'; choose one of {', '.join(WORDS)}")
     builder = family(parts[CONTINUOUS]) if continuous else None
     if all(word == "exact" for word in words.values()):
+        if builder is None and options:
+            raise ValueError(f"guide 'exact' has no options, and {next(iter(options))!r} was given; leave it out")
         return Nothing() if builder is None else builder(model, data, **options)
     if any(word == "exact" for word in words.values()):
         raise ValueError(

@@ -98,12 +98,12 @@ def checked_name(name: str) -> str:
 
 def build(name: str, model: Callable[..., Any], data: BoundData, *, discrete: str = "marginalize", **options: Any) -> Any:
     """The guide of a family for one model; with `discrete="guide"` it also covers the discrete latents."""
-    if mixed.is_mixed(name):
-        return mixed.build(mixed.parse(name), model, data, lambda part: get(part).build, **options)
-    family = get(name)
-    if discrete == "guide" and describe(model, data).discrete:
-        return DiscreteGuide(model, data, family.build, **options)
     try:
+        if mixed.is_mixed(name):
+            return mixed.build(mixed.parse(name), model, data, lambda part: get(part).build, **options)
+        family = get(name)
+        if discrete == "guide" and describe(model, data).discrete:
+            return DiscreteGuide(model, data, family.build, **options)
         return family.build(model, data, **options)
     except TypeError as error:
         if "unexpected keyword" in str(error):

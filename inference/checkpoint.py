@@ -2,7 +2,7 @@
 
     fit.json                 settings, history, versions, the model's class and arguments, notes on the data
     parameters.safetensors   trained values and buffers of every restart r: run<r>.model.*, .guide.*, .param.*
-    data.safetensors         the training data: inputs.*, observed.*, constants.*, truth.*
+    data.safetensors         the training data: inputs.*, observed.*, constants.*, truth.*, chances.*
 
 What needs the names of models and guides (rebuilding them) is the front door's, `bayeszoo.load`.
 """

@@ -20,14 +20,14 @@ def geometric(depth: int, ratio: float = 0.5) -> Tensor:
         depth: the largest z.
         ratio: p(z + 1) / p(z); below 1 few layers are preferred, 1 is uniform.
     """
-    if not 0 < ratio < float("inf"):
+    if not _positive(ratio):
         raise ValueError(f"the ratio of a geometric prior is p(z + 1) / p(z) and must be positive, got {ratio!r}")
     return torch.softmax(_numbers(depth) * torch.tensor(ratio, dtype=torch.float64).log(), 0)
 
 
 def poisson(depth: int, rate: float = 1.0) -> Tensor:
     """Return p(z) proportional to rate^z / z! for z = 0 .. depth: (depth + 1,) probabilities, float64."""
-    if not 0 < rate < float("inf"):
+    if not _positive(rate):
         raise ValueError(f"the rate of a Poisson prior must be positive, got {rate!r}")
     z = _numbers(depth)
     return torch.softmax(z * torch.tensor(rate, dtype=torch.float64).log() - torch.lgamma(z + 1), 0)
@@ -60,7 +60,12 @@ def depth_prior(wanted: str | Sequence[float] | Tensor, depth: int, rate: float 
         raise ValueError("depth_rate belongs to depth_prior 'geometric' or 'poisson'; leave it out")
     if isinstance(wanted, str):
         return geometric(depth, 1.0)
-    probs = torch.as_tensor(wanted, dtype=torch.float64)
+    try:
+        probs = torch.as_tensor(wanted, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"depth_prior must be one of {', '.join(WORDS)}, or {depth + 1} probabilities, got {wanted!r}"
+        ) from None
     if probs.dim() != 1 or len(probs) != depth + 1:
         raise ValueError(
             f"the prior on z needs {depth + 1} probabilities, one for each of 0 to {depth} layers, and has the shape {tuple(probs.shape)}"
@@ -70,6 +75,10 @@ def depth_prior(wanted: str | Sequence[float] | Tensor, depth: int, rate: float 
     if not abs(float(probs.sum()) - 1) < 1e-6:
         raise ValueError(f"the prior on z must sum to 1, and sums to {float(probs.sum()):g}; divide it by its sum")
     return probs / probs.sum()
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < float("inf")
 
 
 def _numbers(depth: int) -> Tensor:

@@ -107,6 +107,7 @@ def residual_mlp(inputs: int, outputs: int, depth: int = 8, width: int = 64, hea
         heads: a head for `each` depth, or one `shared` by all.
     """
     _check(depth, heads)
+    _check_sizes("width", [width])
     made = (nn.Sequential(nn.ReLU(), nn.Linear(width, outputs)) for _ in range(_number(depth, heads)))
     stem = nn.Sequential(nn.Flatten(), nn.Linear(inputs, width))
     return ResidualNetwork(stem, [DenseBlock(width, depth) for _ in range(depth)], made)
@@ -132,6 +133,8 @@ def residual_cnn(
         raise ValueError(f"blocks and widths need one number a stage each, and have {len(blocks)} and {len(widths)}")
     depth = sum(blocks)
     _check(depth, heads)
+    _check_sizes("blocks", blocks)
+    _check_sizes("widths", widths)
     layers, at = [], [widths[0]]
     for stage, (number, width) in enumerate(zip(blocks, widths, strict=True)):
         for place in range(number):
@@ -149,6 +152,12 @@ def residual_cnn(
         nn.Sequential(*pool, *([stages[width]] if width != last else [])) for pool, width in zip(pooled, at, strict=True)
     ]
     return ResidualNetwork(stem, layers, [nn.Linear(last, outputs)], adapters)
+
+
+def _check_sizes(name: str, sizes: Sequence[int]) -> None:
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} must be whole numbers of at least 1, got {size!r}")
 
 
 def _begin_small(layer: nn.Linear | nn.Conv2d, depth: int) -> None:

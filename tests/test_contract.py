@@ -106,6 +106,9 @@ class Case:
     own_guide: bool = False
 
 
+#: Guides for the depth of each input.
+DEPTHS = ("exact", "amortized", "reinforce", "relaxed")
+
 CASES = {
     **{
         f"coin-{g}": Case(coin, g)
@@ -142,12 +145,12 @@ CASES = {
     "pictures-flipout-batch": Case(pictures, "mean_field", {"batch_size": 20, "estimator": "flipout"}),
     "pictures-mc_dropout": Case(pictures, "mc_dropout"),
     "pictures-sparse_vd-local": Case(lambda: pictures("log_uniform"), "sparse_vd", {"estimator": "local"}),
-    **{f"depth-{z}-batch": Case(layered, {"z": z}, {"batch_size": 20}) for z in ("exact", "table", "amortized", "reinforce")},
+    **{f"depth-{z}-batch": Case(layered, {"z": z}, {"batch_size": 20}) for z in (*DEPTHS, "table")},
     "depth-shared-global-batch": Case(lambda: layered(scope="data"), {"z": "global"}, {"batch_size": 20}),
     "depth-shared-exact": Case(lambda: layered(scope="data"), "exact"),
     **{
         f"depth-weights-{z}-batch": Case(lambda: layered(prior="normal"), {"weights": "mean_field", "z": z}, {"batch_size": 20})
-        for z in ("exact", "amortized", "reinforce")
+        for z in DEPTHS
     },
     **{
         f"vae-{g}-batch": Case(autoencoder, g, {"batch_size": 20})
@@ -181,7 +184,7 @@ QUICK = {
     "switch-guide-batch", "switch-mean_field", "weights-mean_field-batch", "weights-mc_dropout-batch", "weights-ensemble-batch",
     "weights-sparse_vd-batch", "weights-last", "curve-mean_field", "pictures-flipout-batch",
     "vae-amortized-batch", "vae-amortized_iaf-batch", "vae-importance-batch", "vae-conv-batch",
-    "depth-exact-batch", "depth-amortized-batch", "depth-reinforce-batch", "depth-shared-global-batch", "depth-weights-exact-batch",
+    "depth-exact-batch", "depth-amortized-batch", "depth-reinforce-batch", "depth-relaxed-batch", "depth-shared-global-batch", "depth-weights-exact-batch",
 }  # fmt: skip
 
 

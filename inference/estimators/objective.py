@@ -9,6 +9,7 @@ companion E_q[grad log q] is zero and so left out.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -199,7 +200,7 @@ class Objective:
         try:
             with torch.no_grad():
                 values = vmap_random(draw, torch.zeros(2))
-            probe, _, _ = vmap_random(lambda _: tuple(self._particle(kwargs)), torch.zeros(2))
+            probe, *_ = vmap_random(lambda _: tuple(self._particle(kwargs)), torch.zeros(2))
             if probe.requires_grad:
                 params = [p for p in _parameters(self.guide) if p.requires_grad]
                 torch.autograd.grad(probe.sum(), params, allow_unused=True)
@@ -290,15 +291,26 @@ class Objective:
         return self._parts(trace, terms)
 
     def _enumerated(self, kwargs: Mapping[str, Any], trace: poutine.Trace, values: dict[str, Tensor]) -> Parts:
-        """Exact expectation over the guide's discrete sites: each cost weighted by q of the states it depends on."""
+        """Expectation over the guide's discrete sites: each cost weighted by q of the states it depends on.
+
+        A site may bring weights of its own, `infer={"relaxed": weights}` of the shape (*plates, K): those of a draw that carries
+        a gradient. The KL of discrete sites stays exact, unless draws are weighted.
+        """
         first = -1 - self.program.max_plate_nesting
         names = [name for name, _ in sample_sites(trace) if name in self.program.discrete]
         dims = {name: first - k for k, name in enumerate(names)}
-        log_q = {name: site_factor(name, trace.nodes[name]) for name in names}
+        q = {name: site_factor(name, trace.nodes[name]).log_prob.exp() for name in names}
+        infer: dict[str, Any] = {name: trace.nodes[name]["infer"] for name in names}
+        drawn = q | {name: _states_at(dims[name], own["relaxed"]) for name, own in infer.items() if "relaxed" in own}
+        # Importance weights are of whole draws: a likelihood drawn beside an exact KL bounds nothing under the logarithm.
+        exact = drawn if self.estimator == "importance_weighted" else q
         prior = model_trace(self.model, kwargs, values)
         costs = [site_factor(name, site) for name, site in sample_sites(prior)]
         costs += [f.negative for f in guide_factors(trace)]
-        expected = [replace(cost, log_prob=cost.log_prob * self._weight(cost, log_q, dims)) for cost in costs]
+        expected = [
+            replace(cost, log_prob=cost.log_prob * self._weight(cost, exact if cost.name in dims else drawn, dims))
+            for cost in costs
+        ]
         return self._parts(trace, expected, only=[n for n in self.program.continuous if n in trace.nodes])
 
     def _parts(self, trace: poutine.Trace, factors: Sequence[Factor], only: Sequence[str] | None = None) -> Parts:
@@ -323,21 +335,19 @@ class Objective:
     def _in_rows(self, site: Any) -> bool:
         return any(frame.name == DATA_PLATE for frame in site["cond_indep_stack"])
 
-    def _weight(self, cost: Factor, log_q: Mapping[str, Factor], dims: Mapping[str, int]) -> Tensor | float:
+    def _weight(self, cost: Factor, q: Mapping[str, Tensor], dims: Mapping[str, int]) -> Tensor | float:
         def depends(t: Tensor, dim: int) -> bool:
             return t.dim() >= -dim and t.shape[dim] > 1
 
         needed = [name for name, dim in dims.items() if depends(cost.log_prob, dim) or name == cost.name]
         closure = list(needed)
         for name in closure:  # grows while it is read: the parents of what the cost depends on
-            closure += [n for n, d in dims.items() if n not in closure and depends(log_q[name].log_prob, d)]
+            closure += [n for n, d in dims.items() if n not in closure and depends(q[name], d)]
         if not closure:
             return 1.0
-        joint = sum((log_q[name].log_prob for name in closure), start=torch.zeros(()))
+        joint = functools.reduce(torch.mul, (q[name] for name in closure))
         out = [dims[name] for name in closure if name not in needed]
-        if out:
-            joint = torch.logsumexp(joint, dim=out, keepdim=True)
-        return joint.exp()
+        return joint.sum(out, keepdim=True) if out else joint
 
 
 class Parts(NamedTuple):
@@ -356,6 +366,12 @@ class Parts(NamedTuple):
     score: Tensor
     rows: Tensor
     each: Tensor
+
+
+def _states_at(dim: int, weights: Tensor) -> Tensor:
+    """(*plates, K) with the states at one dimension left of all plates."""
+    plates = weights.shape[:-1]
+    return weights.movedim(-1, 0).reshape(-1, *(1,) * (-dim - 1 - len(plates)), *plates)
 
 
 def _score(trace: poutine.Trace, like: Tensor, names: Sequence[str]) -> Tensor:

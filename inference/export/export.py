@@ -5,7 +5,8 @@
 Groups: posterior, posterior_predictive, prior, prior_predictive, log_likelihood, observed_data, constant_data
 and sample_stats (`log_p`, `log_q` of every draw). Networks also have `f`, their outputs at some inputs, in the posterior and
 the prior: what R-hat, effective sizes and figures should look at. Of a large network few weights and, where its data are
-large, a part of the observations are exported; attributes that end in `_note` say which, and why a group is absent.
+large, a part of the observations are exported; attributes that end in `_note` say which, and why a group is absent. Networks of
+adaptive depth have the group `depth`: the probabilities of 0 to L layers for some inputs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..likelihood.log_marginal import log_marginal
 from ..result import HOPELESS
 from .chosen_rows import choose_rows, examples_of, label_rows, on_rows
 from .chosen_weights import Chosen, choose
+from .depths import depth_group, examples_at, has_depths
 from .fit_attributes import describe_fit
 from .function_space import F, Functions, functions_at, is_network, num_shared
 from .labels import Labels
@@ -42,6 +44,7 @@ def to_arviz(
     functions: Any = None,
     weights: Any = None,
     rows: Any = None,
+    depths: Any = None,
     seed: int | None = None,
 ) -> xr.DataTree:
     """The fit as a tree of data sets with named dimensions.
@@ -61,6 +64,8 @@ def to_arviz(
             row numbers. By default all, or as many as half a minute and 800 MB a group allow. Of models with thousands of latents,
             all of single observations, such as a VAE, the examples to look at: everything is about these, along the dimension
             `example`, and the group log_marginal holds log p of each with its latents integrated out. By default 20.
+        depths: of networks of adaptive depth, the examples of the group `depth`: p(z | x, y), averaged over the draws, and q(z | x)
+            (chain, depth_input, depth). `Data`, by default the first 100 rows of the training data; False for no such group.
         seed: by default the fit's own; then the best restart's chain is `fit.sample(n)`.
 
     Returns:
@@ -83,6 +88,10 @@ def to_arviz(
     whole = fit
     if singly:
         fit, examples = examples_of(fit, rows, seed=seed)
+    deep = has_depths(fit.model)
+    if not (deep or depths is None or depths is False):
+        raise ValueError("depths is for networks of adaptive depth (AdaptiveDepthResNet); leave it out")
+    at_depths = examples_at(fit, depths) if deep and depths is not False else None
     chosen = _chosen(fit, weights, seed, network)
     at = functions_at(fit, functions) if network and functions is not False else None
     if not chosen.sites and at is None:
@@ -108,6 +117,9 @@ def to_arviz(
     notes = found.notes | _notes(fit, chosen, cut, seed)
     if examples is not None:
         notes["rows_note"] = f"{len(examples)} of the {len(whole.data)} observations, everywhere; rows= takes others"
+    if at_depths is not None:
+        groups["depth"], note = depth_group(fit, draws, at_depths)
+        notes |= {"depth_note": note} if note else {}
     if prior:
         latents, observed, note = prior_draws(part, n, seed, of_prior, predictive=predictive)
         groups["prior"] = samples(labels, fit.program.latents, latents)

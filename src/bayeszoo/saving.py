@@ -174,7 +174,7 @@ def _data(saved: Checkpoint, given: Any) -> Any:
         raise ValueError(
             f"the data '{meta['name']}' were streamed and are not in the checkpoint; give them, bz.load(path, data=...)"
         )
-    groups: dict[str, dict[str, Any]] = {name: {} for name in ("inputs", "observed", "constants", "truth")}
+    groups: dict[str, dict[str, Any]] = {name: {} for name in ("inputs", "observed", "constants", "truth", "chances")}
     for key, tensor in saved.data.items():
         group, name = key.split(".", 1)
         groups[group][name] = tensor

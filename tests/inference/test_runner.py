@@ -205,3 +205,10 @@ def test_reinforce_of_minibatched_local_latents_is_scaled_once() -> None:
     exact = torch.tensor([0.0, 0.0, 0.0, 6.0], dtype=torch.float64)
     assert bool(((found.mean(0) - exact).abs() <= 5 * found.std(0) / 60**0.5 + 1e-12).all())
     assert float(found.std(0)[3] / 60**0.5) < 0.3
+
+
+def test_particles_are_mapped_not_looped_over() -> None:
+    model = bz.models.BayesianLinearRegression(2, noise_scale=0.5)
+    data = bz.data.from_arrays(torch.randn(10, 2), torch.randn(10))
+    each = bz.fit(model, data, "mean_field", steps=1, num_particles=3, progress=False).run.objective.each
+    assert (each.vectorized, each.reason) == (True, "")

@@ -156,6 +156,9 @@ def test_weights_and_depth_have_families_of_their_own() -> None:
         ([0.5, 0.6, -0.1], "must not be negative"),
         ([0.5, 0.2, 0.2], "must sum to 1, and sums to 0.9"),
         ([0.5, 0.5], "needs 3 probabilities, one for each of 0 to 2 layers"),
+        ([0.5, float("nan"), 0.5], "must not be negative"),
+        (["few", "some", "many"], "or 3 probabilities, got"),
+        (None, "or 3 probabilities, got None"),
         ("binomial", "unknown depth_prior 'binomial'; choose one of geometric, poisson, uniform"),
     ],
 )
@@ -173,6 +176,7 @@ def test_priors_in_numbers() -> None:
         lambda: priors.geometric(3, 0.0),
         lambda: priors.poisson(3, -1.0),
         lambda: priors.depth_prior("uniform", 3, 0.5),
+        lambda: priors.depth_prior("poisson", 3, "few"),
     ):
         with pytest.raises(ValueError, match=r"ratio|rate"):
             wrong()
@@ -187,6 +191,8 @@ def test_what_is_refused() -> None:
 
     calls = {
         "depth is the number of residual layers": lambda: residual_mlp(2, 3, depth=0),
+        "blocks must be whole numbers of at least 1, got 0": lambda: residual_cnn(1, 3, (2, 0), (4, 8)),
+        "width must be whole numbers of at least 1, got 0": lambda: residual_mlp(2, 3, width=0),
         "must be a ResidualNetwork": lambda: bz.models.AdaptiveDepthResNet(torch.nn.Linear(2, 3)),  # type: ignore[arg-type]
         "scope must be": lambda: bz.models.AdaptiveDepthResNet(residual_mlp(2, 3), scope="batch"),
         "labels must be whole numbers from 0 to 2": lambda: bz.fit(model, labels(1), steps=1),
@@ -204,6 +210,14 @@ def test_what_is_refused() -> None:
         "is shared by all observations": lambda: bz.fit(
             bz.models.AdaptiveDepthResNet(residual_mlp(2, 3), scope="data"), data, {"z": "amortized"}, steps=1
         ),
+        "no 'temprature'": lambda: bz.fit(model, data, {"z": "amortized"}, steps=1, guide_options={"temprature": 1.0}),
+        "has no options, and 'hidden' was given": lambda: bz.fit(
+            model, data, {"z": "exact"}, steps=1, guide_options={"hidden": 8}
+        ),
+        "no such option": lambda: bz.fit(
+            bayesian, data, {"weights": "mean_field", "z": "amortized"}, steps=1, guide_options={"rank": 3}
+        ),
+        "hidden is the width of a layer": lambda: bz.fit(model, data, {"z": "amortized"}, steps=1, guide_options={"hidden": 0}),
         "is a point without a density": lambda: bz.fit(bayesian, data, {"weights": "map", "z": "amortized"}, steps=1),
     }
     for words, call in calls.items():
