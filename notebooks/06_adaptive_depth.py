@@ -444,8 +444,7 @@ _ = ax.legend(frameon=False, loc="lower right")
 # %% [markdown]
 # As $r$ grows, a certificate of `mode` asks for $p(y \mid x, z) \ge r$, so it runs ever more layers and becomes
 # more accurate. `marginal` has to wait for more than half of the prior's mass, which is at once there for $r =
-# 0.5$, and three or four layers away for a flat prior; its accuracy hardly moves, because most of what a vote
-# of all exits can know is known after the first two.
+# 0.5$, and three or four layers away for a flat prior; its accuracy hardly moves.
 #
 # Against the fixed networks: below the price of one layer they win, because an exit before any layer that has
 # to share its head is a poor one. Around the price of two layers both rules are as good as a network that was
@@ -520,8 +519,8 @@ for words in ("exact", {"z": "amortized"}):
 #   about depth.
 # - Most of the saving is in easy rows that any shallow network would have got right, and rows that stay longest
 #   are often wrong anyway.
-# - A network of fixed depth, trained alone with the same budget, is at least as good where there is time for
-#   three layers or more.
+# - A network of fixed depth, trained alone with the same budget, is better where there is time for four layers
+#   or more.
 # - Of the guides, the sum over $q(z \mid x)$ trains as well as the exact evidence. REINFORCE is worse at the
 #   same number of steps.
 #
