@@ -268,3 +268,12 @@ def test_a_network_of_the_catalogue_is_read_back_without_it(model: str, tmp_path
     bz.fit(own, again.data, steps=2, compile=False, progress=False).save(tmp_path / "own")
     with pytest.raises(ValueError, match="is of a network of your own in 'BayesianNN'"):
         bz.load(tmp_path / "own")
+
+
+def test_an_autoencoder_of_the_catalogue(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = runner.invoke(app, ["fit", "vae", "--steps", "20", "--compile", "no", "--quiet", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    again = bz.load(out)
+    assert again.model.decode(again.sample(2)["z"][0][:3]).shape == (3, 64)
+    assert again.model.pixels.levels == 17

@@ -44,7 +44,8 @@ class Form:
 def stages(step: int, steps: int) -> float:
     """The paper's rates: 3^i passes at 1e-3 * 10^(-i/7), i from 0 to 7."""
     done = 3280 * step / steps
-    stage = min(7, int(math.log(2 * done + 1, 3)))
+    # Stage i begins after (3^i - 1) / 2 passes; logarithms of these would round to the wrong side.
+    stage = sum(2 * done + 1 >= 3**i for i in range(1, 8))
     return float(10 ** (-stage / 7))
 
 

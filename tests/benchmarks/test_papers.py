@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks.papers import __main__ as command
-from benchmarks.papers import labels, labels_report, uci, uci_report
+from benchmarks.papers import early_exit, labels, labels_report, mean_field_mnist, uci, uci_report, vae_mnist
 from benchmarks.papers.published import PUBLISHED, beats
 from benchmarks.papers.timing import Timing, limit
 
@@ -214,3 +214,30 @@ def test_every_benchmark_has_a_line_and_its_options() -> None:
         assert (module.__doc__ or "").splitlines()[0].endswith("."), name
         module.add_arguments(argparse.ArgumentParser())
     assert command.arguments(["labels", "--data", "mnist"]).data == "mnist"
+
+
+def test_rates_of_the_autoencoders_are_the_papers() -> None:
+    passes = [3**i for i in range(8)]
+    begin, factors = 0, []
+    for length in passes:
+        factors += [vae_mnist.stages(begin, 3280), vae_mnist.stages(begin + length - 1, 3280)]
+        begin += length
+    assert begin == 3280
+    assert factors == pytest.approx([10 ** (-i / 7) for i in range(8) for _ in range(2)])
+
+
+def test_early_exit_is_measured_and_told(tmp_path: Path) -> None:
+    asked = command.arguments(["early_exit", "--steps", "20", "--seeds", "0", "--out", str(tmp_path)])
+    early_exit.main(asked, tmp_path)
+    run = json.loads((tmp_path / "early_exit.json").read_text())["sets"]["digits"]["runs"][0]
+    assert run["mode"]["agreement"] == run["marginal"]["agreement"] == 1.0
+    assert sum(run["mode"]["layers"]) == 599
+    assert "100.00%" in (tmp_path / "early_exit.md").read_text()
+    assert (tmp_path / "early_exit.png").exists()
+
+
+def test_a_report_of_mean_field_names_what_was_chosen() -> None:
+    run = {"prior": "normal 0.1", "epochs": 2, "error": 1.5, "nll": 0.05, "ece": 0.01, "seconds": 9.0, "step": 0.01}
+    text = mean_field_mnist.render({"map": {"pilots": [{**run, "prior": "normal 0.3"}], "run": run}})
+    assert "| map | normal 0.1 | 2 | 1.50 % |" in text
+    assert "normal 0.3" in text
