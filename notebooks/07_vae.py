@@ -204,7 +204,8 @@ for name, k_hat, ess in zip(examples, found.k_hat[::4], found.ess[::4], strict=T
     print(f"{name:14} k-hat {k_hat:5.2f}, {ess:6.0f} effective of {found.k} draws")
 
 report = plane.diagnose(n=200)
-print(f"\nfit.diagnose(): k-hat of all {2 * len(train):,} latents in one ratio {report.k_hat:.1f}, {report.k_verdict}")
+joint = "not given" if report.k_hat is None else f"{report.k_hat:.1f}"
+print(f"\nfit.diagnose(): k-hat of all {2 * len(train):,} latents in one ratio {joint}, {report.k_verdict}")
 
 # %% [markdown]
 # The k-hat of `diagnose` is about the joint ratio of all pictures at once. It is hopeless for any autoencoder: errors of a
@@ -534,7 +535,7 @@ print(f"{'digits':16}{'':84}   log p {float(digits['log p(x)'].mean()):7.1f}")
 
 _, axes = plt.subplots(1, 2, figsize=(12, 3.6), layout="constrained", width_ratios=[1, 2.2])
 show(axes[0], torch.cat([x[:1] for x in strangers.values()] + [x_test[:1]]), 3, "the strangers, and a digit")
-bins = np.linspace(-160, -30, 53)
+bins = np.linspace(float(digits["log p(x)"].min()), 0, 53) if full else np.linspace(-160, -30, 53)
 axes[1].hist(digits["log p(x)"], bins, color=GREY, alpha=0.6, density=True, label="held-out digits")
 for name, colour in (("upside down", BLUE), ("half the ink", GREEN)):
     axes[1].hist(table[name]["log p(x)"], bins, color=colour, histtype="step", lw=1.5, density=True, label=name)
