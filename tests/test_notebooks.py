@@ -25,7 +25,7 @@ JUPYTER_NOISE = (
 )
 
 #: Those that take longer than a minute run with the slow tests.
-LONG = ("03", "04", "05", "06")
+LONG = ("03", "04", "05", "06", "07")
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 

@@ -177,6 +177,18 @@ def test_a_network(blocks: dict[str, str], capsys: pytest.CaptureFixture[str]) -
     assert "compression" in capsys.readouterr().out
 
 
+def test_pictures_from_codes(blocks: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    names = run(blocks["vae"], {})
+    said = capsys.readouterr().out
+    assert "bits a dimension" in said
+    assert "are the family's and" in said
+    # Each pixel on its own, from its 17 frequencies, reaches 2.43 bits; recorded: 1.90, its standard error over pictures 0.02.
+    assert names["fit"].log_marginal(names["test"], k=100).bits_per_dim < 2.0
+    assert names["codes"].shape == (len(names["test"]), 8)
+    assert names["pictures"].shape == (10, 64)
+    assert 0 <= float(names["pictures"].min()) <= float(names["pictures"].max()) <= 1
+
+
 def test_both_engines(blocks: dict[str, str]) -> None:
     names = run(blocks["engines"], {})
     assert (names["few"].engine, names["many"].engine, names["same"].engine) == ("eager", "compiled", "compiled")

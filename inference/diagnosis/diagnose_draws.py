@@ -45,6 +45,10 @@ _RICHER = {
     "beta": "'full_rank', or a flow such as 'iaf'",
     "iaf": "'spline', more layers, or another parametrisation of the model",
     "spline": "'iaf', more layers, or another parametrisation of the model",
+    "amortized": "'amortized_full_rank' or 'amortized_iaf'",
+    "amortized_full_rank": "'amortized_iaf'",
+    "amortized_iaf": "'amortized_iaf' with more transforms, or a larger network",
+    "per_datum": "'amortized_full_rank' or 'amortized_iaf'",
 }
 #: The same for more latents.
 _RICHER_OF_MANY = {
@@ -153,10 +157,12 @@ def judge_weights(material: Material, doubts: list[str], notes: list[str]) -> No
         return
     local = sum(site.shape.numel() for site in fit.program.local.values())
     if local:
+        if len(fit.program.local) < len(fit.program.continuous):
+            says = "it is pessimistic for the shared latents"
+        else:
+            says = "it says little of any one of them; fit.log_marginal().k_hat has one for each observation"
         notes.append(
-            f"the k-hat is of the joint ratio over {local} latents of single observations too, where small "
-            f"errors add up: it is "
-            "pessimistic for the shared latents"
+            f"the k-hat is of the joint ratio over {local} latents of single observations, where small errors add up: {says}"
         )
     if not weights.reliable:
         richer = _richer(fit)
