@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..engine.noise import vmap_random
 from ..target.density import guide_factors, guide_values, model_factors
-from .log_marginal import LogMarginal, each_of, local_data, observed_size, summary
+from .log_marginal import CHUNK_ELEMENTS, LogMarginal, each_of, local_data, size_of_one, summary
 
 #: Adam's first step in units of the network's outputs; it falls to zero.
 STEP = 0.05
@@ -72,7 +72,19 @@ def inference_gap(fit: Any, data: Any = None, *, steps: int = 300, k: int = 1000
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
     data = local_data(fit, data)
-    program, model = fit.program, fit.model
+    many = max(1, CHUNK_ELEMENTS // (k * sum(size_of_one(fit.program))))
+    parts = [
+        _search(fit, data.select(slice(start, min(start + many, len(data)))), steps, k, seed + 1 + start)
+        for start in range(0, len(data), many)
+    ]
+    values, spread, ess, best, tails, first, errors = (torch.cat(found) for found in zip(*parts, strict=True))
+    whole = LogMarginal(values, spread, ess, best, tails, k, size_of_one(fit.program)[0])
+    return InferenceGap(whole, first, best, errors)
+
+
+def _search(fit: Any, data: Any, steps: int, k: int, seed: int) -> tuple[Tensor, ...]:
+    """Of some observations, (N,) each: the summary of q*'s weights, the network's bound, the error of the two bounds' difference."""
+    program, model, guide = fit.program, fit.model, fit.guide
     kwargs = data.bind(model)
 
     def bound(rows: Tensor) -> Tensor:
@@ -85,7 +97,7 @@ def inference_gap(fit: Any, data: Any = None, *, steps: int = 300, k: int = 1000
         factors = model_factors(program, model, kwargs, guide_values(trace)) + [f.negative for f in guide_factors(trace)]
         return sum((f.rows for f in factors), start=rows.new_zeros(()))
 
-    with fit.run.owned.active(seed + 1):
+    with fit.run.owned.active(seed):
         with torch.no_grad():
             begin = guide.rows(kwargs)
         rows = begin.clone().requires_grad_()
@@ -98,7 +110,5 @@ def inference_gap(fit: Any, data: Any = None, *, steps: int = 300, k: int = 1000
         with torch.no_grad():
             first = each_of(lambda: bound(begin), k, fit.device).double()
             best = each_of(lambda: bound(rows), k, fit.device).double()
-    errors = (first.var(0) + best.var(0)).div(k).sqrt().cpu()
-    values, spread, ess, elbo, tails = summary(best, k_hat=True)
-    whole = LogMarginal(values, spread, ess, elbo, tails, k, observed_size(program))
-    return InferenceGap(whole, first.mean(0).cpu(), whole.elbo, errors)
+    errors = (first.var(0) + best.var(0)).div(k).sqrt()
+    return (*summary(best, k_hat=True), first.mean(0).cpu(), errors.cpu())

@@ -38,7 +38,8 @@ class LogMarginal:
         errors: (N,) its Monte Carlo standard error, by the delta method: sd(w) / (mean(w) sqrt K).
         ess: (N,) effective draws, (sum w)^2 / sum w^2, at most K.
         elbo: (N,) mean of log w, the evidence lower bound of the same draws.
-        k_hat: (N,) shape of the weights' tail; above 0.7 the error cannot be trusted.
+        k_hat: (N,) shape of the weights' tail; above 0.7 the error cannot be trusted. It sees what the draws reached: a second
+            mode that none of them found leaves it low.
         k: draws.
         dims: observed numbers in one observation.
     """
@@ -98,8 +99,7 @@ def log_marginal(
         raise ValueError(f"proposal must be 'guide' (importance sampling) or 'prior' (naive), got {proposal!r}")
     data = local_data(fit, data, needs_guide=proposal == "guide")
     program = fit.program
-    dims = observed_size(program)
-    latents = sum(site.shape[1:].numel() for site in program.latents.values())
+    dims, latents = size_of_one(program)
     rows = max(1, min(len(data), CHUNK_ELEMENTS // (k * 8)))
     found: list[tuple[Tensor, ...]] = []
     with fit.run.owned.active(seed), torch.no_grad():
@@ -143,9 +143,10 @@ def local_data(fit: Any, data: Any, *, needs_guide: bool = True) -> Any:
     return data
 
 
-def observed_size(program: Any) -> int:
-    """Observed numbers in one observation."""
-    return sum(site.shape[1:].numel() if site.local else site.shape.numel() for site in program.observed.values())
+def size_of_one(program: Any) -> tuple[int, int]:
+    """Observed numbers and latent numbers of one observation."""
+    dims = sum(site.shape[1:].numel() if site.local else site.shape.numel() for site in program.observed.values())
+    return dims, sum(site.shape[1:].numel() for site in program.latents.values())
 
 
 def _call(fit: Any, data: Any, start: int, stop: int) -> dict[str, Any]:
