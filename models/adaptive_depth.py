@@ -26,6 +26,9 @@ from .latent_weights import LatentWeights, LayerFilter
 from .residual import ResidualNetwork
 from .weight_priors import WeightPrior
 
+#: log p(z) of a depth whose prior is zero: no likelihood makes up for it, and it is finite.
+_FORBIDDEN = -1e4
+
 
 class AdaptiveDepthResNet(LatentWeights):
     """A posterior over the number of layers.
@@ -87,7 +90,8 @@ class AdaptiveDepthResNet(LatentWeights):
             Classes, observed or simulated, `(N,)`.
         """
         logits = self.run(self.draw_weights(x), x)
-        prior = dist.Categorical(self.probs.to(x))
+        # By its logarithms: probabilities below the precision's epsilon would be raised to it. Finite ones, since 0 * inf is no number.
+        prior = dist.Categorical(logits=self.probs.to(x).log().clamp_min(_FORBIDDEN))
         z = pyro.sample("z", prior) if self.scope == "data" else None
         with data_plate(len(x), num_data, index):
             z = pyro.sample("z", prior) if z is None else z

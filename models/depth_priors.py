@@ -5,6 +5,7 @@ Lecture: "Bayesian Control Flow".
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -78,7 +79,7 @@ def depth_prior(wanted: str | Sequence[float] | Tensor, depth: int, rate: float 
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and 0 < value < float("inf")
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < float(value) < float("inf")
 
 
 def _numbers(depth: int) -> Tensor:

@@ -22,7 +22,8 @@ class ResidualNetwork(nn.Module):
         stem: from x to h_0.
         blocks: L modules from h_{l-1} to h_l.
         heads: L + 1 modules from h_l to logits `(N, K)`, or one that serves every depth.
-        adapters: with one head, L + 1 modules that bring h_l to the head's size; None where all have it.
+        adapters: with one head, L + 1 modules that bring h_l to the head's size, several depths sharing one if they are the same
+            object; None where all have it.
     """
 
     def __init__(
@@ -36,7 +37,11 @@ class ResidualNetwork(nn.Module):
         self.stem = stem
         self.blocks = nn.ModuleList(blocks)
         self.heads = nn.ModuleList(heads)
-        self.adapters = None if adapters is None else nn.ModuleList(adapters)
+        given = [] if adapters is None else list(adapters)
+        unique = list(dict.fromkeys(given))
+        # Each once, so that its weights have one name.
+        self.adapters = None if adapters is None else nn.ModuleList(unique)
+        self.adapter_of = [unique.index(adapter) for adapter in given]
         if not len(self.blocks):
             raise ValueError("a network of adaptive depth needs at least one residual layer, and depth is 0")
         if len(self.heads) not in (1, self.depth + 1):
@@ -52,7 +57,7 @@ class ResidualNetwork(nn.Module):
     def exit(self, h: Tensor, layers: int) -> Tensor:
         """Return the logits `(N, K)` of an answer after so many layers."""
         if self.adapters is not None:
-            h = self.adapters[layers](h)
+            h = self.adapters[self.adapter_of[layers]](h)
         out: Tensor = self.heads[layers if len(self.heads) > 1 else 0](h)
         return out
 
@@ -107,7 +112,7 @@ def residual_mlp(inputs: int, outputs: int, depth: int = 8, width: int = 64, hea
         heads: a head for `each` depth, or one `shared` by all.
     """
     _check(depth, heads)
-    _check_sizes("width", [width])
+    _check_sizes("inputs, outputs and width", (inputs, outputs, width))
     made = (nn.Sequential(nn.ReLU(), nn.Linear(width, outputs)) for _ in range(_number(depth, heads)))
     stem = nn.Sequential(nn.Flatten(), nn.Linear(inputs, width))
     return ResidualNetwork(stem, [DenseBlock(width, depth) for _ in range(depth)], made)
@@ -129,33 +134,35 @@ def residual_cnn(
         widths: filters in each stage.
         heads: a head for `each` depth, or one `shared` by all, with an adapter for each stage of another width.
     """
+    for name, sizes in {"channels and outputs": (channels, outputs), "blocks": blocks, "widths": widths}.items():
+        _check_sizes(name, sizes)
     if len(blocks) != len(widths):
         raise ValueError(f"blocks and widths need one number a stage each, and have {len(blocks)} and {len(widths)}")
     depth = sum(blocks)
     _check(depth, heads)
-    _check_sizes("blocks", blocks)
-    _check_sizes("widths", widths)
     layers, at = [], [widths[0]]
     for stage, (number, width) in enumerate(zip(blocks, widths, strict=True)):
         for place in range(number):
             layers.append(ConvBlock(at[-1], width, 2 if stage and not place else 1, depth))
             at.append(width)
     stem = nn.Conv2d(channels, widths[0], 3, 1, 1)
-    pooled = [nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()) for _ in at]
+
+    def pool() -> list[nn.Module]:
+        return [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+
     if heads == "each":
-        return ResidualNetwork(
-            stem, layers, [nn.Sequential(*pool, nn.Linear(width, outputs)) for pool, width in zip(pooled, at, strict=True)]
-        )
+        return ResidualNetwork(stem, layers, [nn.Sequential(*pool(), nn.Linear(width, outputs)) for width in at])
     last = widths[-1]
-    stages = {width: nn.Linear(width, last) for width in widths if width != last}
-    adapters = [
-        nn.Sequential(*pool, *([stages[width]] if width != last else [])) for pool, width in zip(pooled, at, strict=True)
-    ]
+    by_width = {width: nn.Sequential(*pool()) for width in widths}
+    for width, adapter in by_width.items():
+        if width != last:
+            adapter.append(nn.Linear(width, last))
+    adapters = [by_width[width] for width in at]
     return ResidualNetwork(stem, layers, [nn.Linear(last, outputs)], adapters)
 
 
 def _check_sizes(name: str, sizes: Sequence[int]) -> None:
-    for size in sizes:
+    for size in sizes if isinstance(sizes, Sequence) and sizes else [sizes]:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"{name} must be whole numbers of at least 1, got {size!r}")
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..prediction.new_inputs import check_scale
 from .rules import Given, Marginal, Mode, Rule
 from .stages import Cost, Stages
 
@@ -65,10 +66,12 @@ class EarlyExit:
 
     def accuracy(self, y: Any) -> float:
         """The share of right classes: `Data` or a tensor (N,)."""
-        y = getattr(y, "observed", y)
-        if len(y) != len(self.label):
-            raise ValueError(f"there are {len(self.label)} answers and {len(y)} labels; give those of the same inputs")
-        return float((self.label == torch.as_tensor(y).to(self.label.device)).double().mean())
+        y = torch.as_tensor(getattr(y, "observed", y))
+        if y.dim() != 1 or len(y) != len(self.label):
+            raise ValueError(
+                f"there are {len(self.label)} answers, and labels of the shape {tuple(y.shape)}; give those of the same inputs"
+            )
+        return float((self.label == y.to(self.label.device)).double().mean())
 
     def __str__(self) -> str:
         rows = [
@@ -104,7 +107,7 @@ def early_exit(
         x = _inputs(fit, x)
         draws = run.draws(fit.data, n, seed, discrete=False, score=False).values if model.sites else {}
         stages = Stages(model.net, {name: draws[name] for name in model.sites})
-        prior = _prior(fit, seed)
+        prior = _prior(fit, n, seed)
         make = _maker(fit, rule, x, prior)
         answer = functools.partial(_run, stages, make, x, batch_size, len(prior) - 1)
         label, layers, prob = answer(early=True)
@@ -124,26 +127,43 @@ def early_exit(
 
 def _inputs(fit: Any, x: Any) -> Tensor:
     """The rows of `Data`, of a dictionary, or of a tensor, checked against those of the fit."""
+    if hasattr(x, "inputs"):
+        check_scale(fit.data, x)
     x = getattr(x, "inputs", x)
-    x = x["x"] if isinstance(x, dict) else torch.as_tensor(x)
+    try:
+        x = x["x"] if isinstance(x, Mapping) else torch.as_tensor(x)
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        raise ValueError("early_exit takes Data, a tensor of inputs (N, ...), or a dictionary with inputs under 'x'") from None
     seen = fit.data.inputs["x"]
     if x.shape[1:] != seen.shape[1:] or not len(x):
         raise ValueError(
             f"the network takes inputs of shape (N, {', '.join(map(str, seen.shape[1:]))}), and these have {tuple(x.shape)}; give data "
             "of the size that it was fitted to"
         )
+    bad = (~torch.isfinite(x.flatten(1)).all(1)).nonzero()
+    if len(bad):
+        raise ValueError(f"row {int(bad[0]) + 1} of the inputs holds a value that is not finite; no depth has an answer for it")
     out: Tensor = x.to(device=fit.run.owned.device, dtype=fit.run.owned.dtype)
     return out
 
 
-def _prior(fit: Any, seed: int) -> Tensor:
-    """p(z) `(L + 1,)` for a new input: the prior; where all inputs share z, its posterior given the training data."""
-    model = fit.model
+def _prior(fit: Any, n: int, seed: int) -> Tensor:
+    """p(z) `(L + 1,)` for a new input: the prior; where all inputs share z, its posterior given the training data.
+
+    That is q(z) where the guide has one. Otherwise z was summed out, and it is the exact posterior given the weights, averaged over
+    `n` draws of those that are latent.
+    """
+    model, guide = fit.model, fit.run.owned.guide
     prior: Tensor = model.probs.to(dtype=fit.run.owned.dtype, device=fit.run.owned.device)
     if model.scope == "input":
         return prior
-    drawn = fit.run.draws(fit.data, 1000, seed, score=False).values["z"].reshape(-1).long()
-    return torch.bincount(drawn, minlength=len(prior)).to(prior) / len(drawn)
+    if "z" in getattr(guide, "sites", {}):
+        q: Tensor = guide.probs("z")
+        return q
+    bound = fit.data.bind(model)
+    values = fit.run.draws(fit.data, n, seed, discrete=False, score=False).values if model.sites else {}
+    draws = [{name: values[name][s] for name in model.sites} for s in range(n if model.sites else 1)]
+    return torch.stack([model.depth_posterior(model.run(weights, bound["x"]), bound["y"]) for weights in draws]).mean(0)
 
 
 def _maker(fit: Any, rule: str, x: Tensor, prior: Tensor) -> Callable[[slice], Rule]:
@@ -168,32 +188,55 @@ def _run(
     stages: Stages, make: Callable[[slice], Rule], x: Tensor, batch_size: int, depth: int, *, early: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Class, layers used and probability of every input; rows leave the batch when they are certain, if `early`."""
-    label = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    layers = torch.full((len(x),), depth, device=x.device)
-    prob = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    found = (
+        torch.zeros(len(x), dtype=torch.long, device=x.device),
+        torch.full((len(x),), depth, device=x.device),
+        torch.zeros(len(x), dtype=x.dtype, device=x.device),
+    )
+    near: list[int] = []
     for begin in range(0, len(x), batch_size):
-        where = slice(begin, begin + batch_size)
-        rule = make(where)
-        # A chosen depth is chosen in the full computation, too; what that computes beyond it is not its answer.
-        rows = torch.arange(begin, min(begin + batch_size, len(x)), device=x.device)
-        h = stages.stem(x[where])
-        for number in range(depth + 1):
-            h = stages.block(number, h) if number else h
-            if isinstance(rule, Given) and number < depth and not bool((rule.depth == number).any()):
-                continue
-            done = rule.update(number, stages.probs(number, h))
-            if number < depth and not (early and bool(done.any())):
-                continue
-            gone = done if number < depth else torch.ones_like(done)
-            found, value = rule.answer()
-            label[rows[gone]], prob[rows[gone]] = found[gone], value[gone].to(prob)
-            layers[rows[gone]] = number
-            stay = (~gone).nonzero().squeeze(1)
-            if not len(stay):
-                break
-            rule.keep(stay)
-            rows, h = rows[stay], stages.keep(h, stay)
-    return label, layers, prob
+        near += _batch(stages, make, x, slice(begin, begin + batch_size), depth, found, early=early)
+    for row in near:  # alone, so that no other row moves its last bits
+        _batch(stages, make, x, slice(row, row + 1), depth, found, early=False)
+    return found
+
+
+def _batch(
+    stages: Stages,
+    make: Callable[[slice], Rule],
+    x: Tensor,
+    where: slice,
+    depth: int,
+    found: tuple[Tensor, ...],
+    *,
+    early: bool,
+) -> list[int]:
+    """Writes the answers of some rows, and returns those that rounding could turn."""
+    label, layers, prob = found
+    near: list[Tensor] = []
+    rule = make(where)
+    # A chosen depth is chosen in the full computation, too; what that computes beyond it is not its answer.
+    rows = torch.arange(where.start, min(where.stop, len(x)), device=x.device)
+    h = stages.stem(x[where])
+    for number in range(depth + 1):
+        h = stages.block(number, h) if number else h
+        if isinstance(rule, Given) and number < depth and not bool((rule.depth == number).any()):
+            continue
+        done = rule.update(number, stages.probs(number, h))
+        if number < depth and not (early and bool(done.any())):
+            continue
+        gone = done if number < depth else torch.ones_like(done)
+        classes, value = rule.answer()
+        label[rows[gone]], prob[rows[gone]] = classes[gone], value[gone].to(prob)
+        layers[rows[gone]] = number
+        near.append(rows[gone & rule.close()])
+        stay = (~gone).nonzero().squeeze(1)
+        if not len(stay):
+            break
+        rule.keep(stay)
+        rows, h = rows[stay], stages.keep(h, stay)
+    out: list[int] = torch.cat(near).tolist()
+    return out
 
 
 def _times(runs: list[Callable[[], Any]], repeats: int) -> list[float]:

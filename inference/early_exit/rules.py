@@ -6,7 +6,8 @@ J(y, z) = p(y | x, z) p(z) is known for z = 0 .. l after l layers. Two answers h
     marginal  the largest sum_z J(y, z): certain once the leader's sum exceeds the runner-up's by all the mass of z > l
 
 Ties go to the smallest z, then to the smallest y. A product of matrices differs in its last bits with the number of rows, so
-a certificate must hold with a margin. With many draws of the weights p(y | x, z) is their average, which is at most 1, too.
+a certificate must hold with a margin; where two classes are nearer than that among what was computed, all layers are run for
+this row alone, so that its answer is always the same. With many draws of the weights p(y | x, z) is their average, which is at most 1, too.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ class Rule(Protocol):
     def answer(self) -> tuple[Tensor, Tensor]:
         """The class `(N,)` and its J or sum of J `(N,)`."""
 
+    def close(self) -> Tensor:
+        """Which rows have another class so near that rounding decides between them, `(N,)`."""
+
 
 class Mode:
     """The most probable pair of class and depth."""
@@ -40,12 +44,15 @@ class Mode:
         self.prior = prior
         self.best = prior.new_full((rows,), -1.0)
         self.label = torch.zeros(rows, dtype=torch.long, device=prior.device)
+        self.most = prior.new_full((rows, classes), -1.0)  # the largest J of each class
         deeper = torch.cat([prior, prior.new_zeros(1)]).flip(0).cummax(0).values.flip(0)[1:]
         self.deeper = deeper * (1 + ROUNDING * torch.finfo(prior.dtype).eps)
 
     def update(self, layers: int, probs: Tensor) -> Tensor:
         """See `Rule`."""
-        value, label = (self.prior[layers] * probs).max(1)
+        joint = self.prior[layers] * probs
+        self.most = torch.maximum(self.most, joint)
+        value, label = joint.max(1)
         better = value > self.best  # strictly: a tie belongs to fewer layers
         self.best = torch.where(better, value, self.best)
         self.label = torch.where(better, label, self.label)
@@ -53,11 +60,16 @@ class Mode:
 
     def keep(self, rows: Tensor) -> None:
         """See `Rule`."""
-        self.best, self.label = self.best[rows], self.label[rows]
+        self.best, self.label, self.most = self.best[rows], self.label[rows], self.most[rows]
 
     def answer(self) -> tuple[Tensor, Tensor]:
         """See `Rule`."""
         return self.label, self.best
+
+    def close(self) -> Tensor:
+        """See `Rule`."""
+        second = self.most.scatter(1, self.label.unsqueeze(1), -1.0).max(1).values
+        return second >= self.best * (1 - ROUNDING * torch.finfo(self.best.dtype).eps)
 
 
 class Marginal:
@@ -87,6 +99,11 @@ class Marginal:
         value, label = self.sums.max(1)
         return label, value
 
+    def close(self) -> Tensor:
+        """See `Rule`."""
+        first, second = self.sums.topk(2, 1).values.unbind(1)
+        return first - second <= self.margin * first
+
 
 class Given:
     """The class at a depth that is chosen before."""
@@ -111,3 +128,7 @@ class Given:
     def answer(self) -> tuple[Tensor, Tensor]:
         """See `Rule`."""
         return self.label, self.prob
+
+    def close(self) -> Tensor:
+        """See `Rule`; nothing is claimed of the answer."""
+        return torch.zeros_like(self.label, dtype=torch.bool)

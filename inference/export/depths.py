@@ -65,6 +65,11 @@ def examples_at(fit: Fit, wanted: Any = None) -> Examples:
         raise ValueError(
             f"depths has inputs of the shape {tuple(x.shape)}, and the network takes (N, {', '.join(map(str, like.shape[1:]))})"
         )
+    classes = fit.model.run({n: b for n, (b, _) in fit.model.initial_values().items()}, like[:1]).shape[-1]
+    if float(y.min()) < 0 or float(y.max()) >= classes:
+        raise ValueError(
+            f"depths has labels from {float(y.min()):g} to {float(y.max()):g}, and the network tells 0 to {classes - 1} apart"
+        )
     labels = tuple(getattr(data, "labels", ()) or ())[: len(x)]
     return Examples(
         x=x.to(device=fit.device, dtype=fit.dtype),

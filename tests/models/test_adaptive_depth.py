@@ -231,3 +231,28 @@ def test_loo_says_why_there_is_none() -> None:
     with pytest.raises(ValueError, match="all have the same likelihood"):
         fit.loo()
     assert any("all have the same likelihood" in note for note in fit.diagnose().notes)
+
+
+@pytest.mark.parametrize("prior", [("geometric", 0.05), ([0.5, 0.5, *[0.0] * 7], None)])
+def test_depths_that_the_prior_all_but_forbids_stay_forbidden(prior: Any) -> None:
+    """The deepest layer alone is right; a prior raised to the precision's epsilon would make it pay."""
+    torch.manual_seed(0)
+    net = residual_mlp(2, 2, 8, 4)
+    with torch.no_grad():
+        for layers, head in enumerate(net.heads):
+            head[1].weight.zero_()
+            head[1].bias.copy_(torch.tensor([0.0, 30.0] if layers == 8 else [30.0, 0.0]))
+    data = bz.data.Data({"x": torch.randn(10, 2)}, torch.tensor([1] * 9 + [0]), num_classes=2)
+    for dtype in (torch.float32, torch.float64):
+        fit = bz.fit(
+            bz.models.AdaptiveDepthResNet(net, *prior, freeze=True), data, steps=1, dtype=dtype, compile=False, progress=False
+        )
+        with torch.no_grad():
+            score = fit.model.net(fit.data.inputs["x"]).double().log_softmax(-1)[torch.arange(10), :, data.observed]
+        exact = -float((score + fit.model.probs.double().log()).logsumexp(1).sum())
+        assert fit.loss == pytest.approx(exact, rel=1e-5)
+        learned = bz.fit(
+            bz.models.AdaptiveDepthResNet(net, *prior, freeze=True), data, {"z": "amortized"}, steps=30, dtype=dtype, compile=False,
+            progress=False,
+        )  # fmt: skip
+        assert learned.loss >= exact - 1e-5 * exact - 4 * learned.loss_error

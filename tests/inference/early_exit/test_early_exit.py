@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,7 +131,7 @@ def test_what_is_refused(digits: tuple[Any, bz.data.Data]) -> None:
         "asks q": lambda: fit.early_exit(test, "amortized"),
         r"inputs of shape \(N, 64\)": lambda: fit.early_exit(torch.randn(3, 10)),
         "n must be a whole number": lambda: fit.early_exit(test, n=0),
-        "359 answers and 3 labels": lambda: fit.early_exit(test).accuracy(torch.zeros(3)),
+        r"359 answers, and labels of the shape \(3,\)": lambda: fit.early_exit(test).accuracy(torch.zeros(3)),
         "needs a network of adaptive depth": lambda: bz.fit(
             bz.models.CoinFlip(), bz.data.load("coin_flips"), progress=False
         ).early_exit(test),
@@ -138,3 +139,74 @@ def test_what_is_refused(digits: tuple[Any, bz.data.Data]) -> None:
     for words, call in calls.items():
         with pytest.raises(ValueError, match=words):
             call()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ties_between_depths_do_not_depend_on_the_batch(seed: int) -> None:
+    """Later exits repeat the first one with classes renamed: different classes with the same J, up to the last bits."""
+    torch.manual_seed(seed)
+    net = bz.models.networks.residual_mlp(20, 4, 4, 24)
+    with torch.no_grad():
+        for head in net.heads:
+            head[1].weight.mul_(20)
+        for layers in (2, 3, 4):
+            for parameter in net.blocks[layers - 1].second.parameters():
+                parameter.zero_()
+            for mine, first in zip(net.heads[layers][1].parameters(), net.heads[1][1].parameters(), strict=True):
+                mine.copy_(first.roll(layers - 1, 0))
+    data = bz.data.Data({"x": torch.randn(1500, 20)}, torch.arange(1500) % 4, num_classes=4)
+    prior = [0.3, 0.175, 0.175, 0.175, 0.175]
+    fit = bz.fit(bz.models.AdaptiveDepthResNet(net, prior, freeze=True), data, steps=1, compile=False, progress=False)
+    answers = [fit.early_exit(data, "mode", batch_size=size, repeats=1) for size in (32, 1500)]
+    assert answers[0].agreement == answers[1].agreement == 1.0
+    assert torch.equal(answers[0].label, answers[1].label)
+
+
+def test_one_depth_for_all_uses_its_exact_posterior() -> None:
+    torch.manual_seed(0)
+    net = bz.models.networks.residual_mlp(3, 2, 2, 5)
+    x = torch.randn(12, 3)
+    data = bz.data.Data({"x": x}, (x[:, 0] > 0).long(), num_classes=2)
+    model = bz.models.AdaptiveDepthResNet(net, "uniform", scope="data", freeze=True)
+    fit = bz.fit(model, data, steps=1, compile=False, progress=False)
+    with torch.no_grad():
+        logits = fit.model.net(x)
+        weights = fit.model.depth_posterior(logits, data.observed)
+        exact = (torch.softmax(logits, -1) * weights[None, :, None]).sum(1)
+    found = fit.early_exit(data, "marginal")
+    assert torch.equal(found.label, exact.argmax(1))
+
+
+@pytest.mark.parametrize("bayesian", ["all", "last"])
+def test_convolutions_with_one_head_and_latent_weights(bayesian: str, tmp_path: Path) -> None:
+    x = torch.randn(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = bz.data.Data({"x": x}, torch.arange(24) % 4, num_classes=4)
+    net = bz.models.networks.residual_cnn(1, 4, (1, 2), (4, 8), "shared")
+    assert len(net.adapters) == 2  # one a width
+    model = bz.models.AdaptiveDepthResNet(net, prior="normal", bayesian=bayesian)
+    fit = bz.fit(model, data, guide={"weights": "mean_field", "z": "exact"}, steps=3, compile=False, progress=False)
+    found = fit.early_exit(data, "marginal", n=3)
+    assert found.agreement == 1.0
+    fit.save(tmp_path / "run")
+    again = bz.load(tmp_path / "run", model=model)
+    assert torch.equal(again.early_exit(data, "marginal", n=3).label, found.label)
+
+
+def test_inputs_that_are_none_are_refused() -> None:
+    x = torch.randn(10, 2)
+    data = bz.data.Data({"x": x}, torch.arange(10) % 2, num_classes=2)
+    model = bz.models.AdaptiveDepthResNet(bz.models.networks.residual_mlp(2, 2, 2, 4))
+    fit = bz.fit(model, data, steps=1, compile=False, progress=False)
+    x = x.clone()
+    x[3, 1] = torch.nan
+    cases = {
+        "row 4 of the inputs": lambda: fit.early_exit(x),
+        "inputs under 'x'": lambda: fit.early_exit({"q": x}),
+        "early_exit takes Data": lambda: fit.early_exit("abc"),
+        "labels of the shape": lambda: fit.early_exit(data).accuracy(5),
+        "tells 0 to 1 apart": lambda: fit.to_arviz(5, depths=bz.data.Data({"x": data.inputs["x"]}, torch.full((10,), 7))),
+    }
+    for words, call in cases.items():
+        with pytest.raises(ValueError, match=words) as caught:
+            call()
+        assert str(caught.value).count("\n") == 0
