@@ -18,6 +18,7 @@ from .mean_field import MeanField
 from .mixed import in_words
 from .point import Map, Mle
 from .registry import FAMILIES, Family, available, build, checked_name, fits, get
+from .semi_supervised import SemiSupervised
 from .structured import Structured
 from .variational_dropout import GaussianDropout, SparseVariationalDropout
 
@@ -42,6 +43,7 @@ __all__ = [
     "MeanField",
     "Mle",
     "PerDatum",
+    "SemiSupervised",
     "SparseVariationalDropout",
     "SplineFlow",
     "Structured",

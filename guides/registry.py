@@ -20,6 +20,7 @@ from .full_rank import FullRank, Laplace
 from .low_rank import LowRank
 from .mean_field import MeanField
 from .point import Map, Mle
+from .semi_supervised import SemiSupervised
 from .structured import Structured
 from .variational_dropout import GaussianDropout, SparseVariationalDropout
 
@@ -57,6 +58,7 @@ _BUILDERS: tuple[tuple[Any, str], ...] = (
     (AmortizedFullRank, "the same with correlations"),
     (AmortizedFlow, "the same with an inverse autoregressive flow"),
     (PerDatum, "latents of single observations: a table of normals, a row for each"),
+    (SemiSupervised, "pictures with few labels: a classifier, and a style given picture and class"),
     (McDropout, "networks: inputs of layers dropped at a fixed rate; the masks are the latents"),
     (DropConnect, "networks: single weights dropped at a fixed rate"),
     (ConcreteDropout, "networks: dropout whose rates are learned"),

@@ -281,7 +281,7 @@ def describe_data(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     meta: dict[str, Any] = {"streamed": False, "bare": isinstance(data.observed, Tensor), "values": {}}
     for field in dataclasses.fields(data):
         value = getattr(data, field.name)
-        if field.name == "observed" and isinstance(value, Tensor):
+        if isinstance(value, Tensor):  # observed by its position, or which stream a row belongs to
             value = {"": value}
         if isinstance(value, Mapping):
             for key, entry in value.items():

@@ -9,6 +9,7 @@ from .bayesian_nn import BayesianNN
 from .coin_flip import CoinFlip
 from .hierarchical_coin import HierarchicalCoin
 from .linear_regression import BayesianLinearRegression
+from .semi_supervised_vae import SemiSupervisedVAE
 from .vae import VAE
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "BayesianNN",
     "CoinFlip",
     "HierarchicalCoin",
+    "SemiSupervisedVAE",
     "depth_priors",
     "networks",
     "pixels",

@@ -54,7 +54,7 @@ class VAE(PyroModule):
     ) -> None:
         super().__init__()
         self.shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-        _check(self.shape, latents, hidden, layers, activation)
+        check_sizes(self.shape, latents, hidden, layers, activation)
         self.latents, self.hidden, self.layers, self.activation = latents, tuple(hidden), layers, activation
         self.pixels = Pixels(likelihood, levels)
         self.custom = generator is not None
@@ -108,28 +108,43 @@ class VAE(PyroModule):
                 "a VAE explains the pictures themselves, and in these data they are inputs that explain something else; use "
                 "data.unsupervised()"
             )
-        x = data.bind(self)["x"]
-        if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(
-                f"the model is of pictures of shape {self.shape}, and these have {tuple(x.shape[1:])}; make it with shape="
-                f"{tuple(x.shape[1:])}"
-            )
-        self.pixels.check(x)
+        check_pictures(data.bind(self)["x"], self.shape, self.pixels)
 
     def _out(self, z: Tensor) -> Tensor:
-        out: Tensor = self.generator(z)
-        wanted = (len(z), *self.shape, self.pixels.per_pixel)
-        if tuple(out.shape) == wanted[:-1] and wanted[-1] == 1:
-            out = out.unsqueeze(-1)
-        if tuple(out.shape) != wanted:
-            raise ValueError(
-                f"the generator must put out {wanted[1:]} numbers for a code, {self.pixels.per_pixel} for each pixel of likelihood "
-                f"'{self.pixels.word}', and puts out {tuple(out.shape[1:])}"
-            )
-        return out
+        return pixel_numbers(self.generator, z, self.shape, self.pixels)
 
 
-def _check(shape: tuple[int, ...], latents: int, hidden: Sequence[int], layers: str, activation: str) -> None:
+def pixel_numbers(generator: nn.Module, codes: Tensor, shape: tuple[int, ...], pixels: Pixels) -> Tensor:
+    """Return what a generator puts out for codes `(..., D)`: `(..., *shape, P)`, P numbers a pixel.
+
+    Raises:
+        ValueError: it puts out something else.
+    """
+    if codes.dim() > 2:  # a code for each class, say
+        return pixel_numbers(generator, codes.flatten(0, -2), shape, pixels).unflatten(0, codes.shape[:-1])
+    out: Tensor = generator(codes)
+    wanted = (len(codes), *shape, pixels.per_pixel)
+    if tuple(out.shape) == wanted[:-1] and wanted[-1] == 1:
+        out = out.unsqueeze(-1)
+    if tuple(out.shape) != wanted:
+        raise ValueError(
+            f"the generator must put out {wanted[1:]} numbers for a code, {pixels.per_pixel} for each pixel of likelihood "
+            f"'{pixels.word}', and puts out {tuple(out.shape[1:])}"
+        )
+    return out
+
+
+def check_pictures(x: Tensor, shape: tuple[int, ...], pixels: Pixels) -> None:
+    """Raise ValueError where pictures have another shape, or pixels that cannot be drawn."""
+    if tuple(x.shape[1:]) != shape:
+        raise ValueError(
+            f"the model is of pictures of shape {shape}, and these have {tuple(x.shape[1:])}; make it with shape={tuple(x.shape[1:])}"
+        )
+    pixels.check(x)
+
+
+def check_sizes(shape: tuple[int, ...], latents: int, hidden: Sequence[int], layers: str, activation: str) -> None:
+    """Raise ValueError unless these make networks between pictures and codes."""
     numbers = {"shape": shape, "hidden": tuple(hidden), "latents": (latents,)}
     for name, values in numbers.items():
         if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):

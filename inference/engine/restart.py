@@ -205,6 +205,9 @@ class Restart:
         )
         if getattr(self.data, "chances", None):
             objective.redrawn = self.data.redrawn(owned.model)
+        if getattr(self.data, "streams", None) is not None and settings.batch_size is not None:
+            self.data.batches(settings.batch_size, 0, 0)  # refuses a size that is not the streams'
+            objective.weights = self.data.row_weights()
         drawn_by_layer = [n for n in program.continuous if n in trace.nodes and by_layer(trace.nodes[n]["fn"])]
         exact = estimator == "analytic_kl" and all(closed.get(n, False) for n in drawn_by_layer)
         objective.layer_noise = self._layer_noise(objective, exact or surrogate == "likelihood")

@@ -61,6 +61,7 @@ class Objective:
         layer_noise: where the noise of a network's weights is drawn; see `layer_noise`.
         at_the_mean: whether the guide draws nothing then, because the noise is the layers' and the KL needs no draw.
         noisy_model: whether the model draws numbers of its own, as networks with dropout do; `count_noise` finds out.
+        weights: (B,) what the rows of a batch count beside one another, where it is drawn in streams; None for all the same.
         redrawn: data that every call draws anew: zeros and ones, from chances under these names.
         surrogate: `None` for a bound; `"joint"` (-log p(x, z), the posterior mode's loss) or `"likelihood"` (-log p(x | z)).
     """
@@ -77,6 +78,7 @@ class Objective:
     at_the_mean: bool = False
     noisy_model: bool = True
     redrawn: tuple[str, ...] = ()
+    weights: Tensor | None = None
 
     def __call__(
         self, kwargs: Mapping[str, Any], noise: Row | None = None, *, kl_weight: Tensor | None = None, strict: bool = False
@@ -122,6 +124,9 @@ class Objective:
                 surrogate = surrogate + (rows[..., 0] - weight * rows[..., 1] + rows[..., 2]).mean()
             if members is not None:
                 surrogate = weighted.sum()  # each member trains as if it were alone
+        auxiliary = getattr(self.guide, "auxiliary", None)
+        if auxiliary is not None:
+            surrogate = surrogate + auxiliary(**kwargs)
         return -surrogate, -value
 
     def count_noise(self, kwargs: Mapping[str, Any]) -> tuple[int, int]:
@@ -269,7 +274,7 @@ class Objective:
         factors = model_factors(self.program, model, kwargs, values)
         if self.surrogate is None:
             factors += [f.negative for f in guide_factors(trace)]
-        return self._parts(trace, factors)
+        return self._parts(kwargs, trace, factors)
 
     def _analytic(
         self, model: Callable[..., Any], kwargs: Mapping[str, Any], trace: poutine.Trace, values: dict[str, Tensor]
@@ -288,7 +293,7 @@ class Objective:
                 terms += [factor, log_q.negative]
             else:
                 terms.append(Factor(name, -kl, factor.plates, factor.scale, False))
-        return self._parts(trace, terms)
+        return self._parts(kwargs, trace, terms)
 
     def _enumerated(self, kwargs: Mapping[str, Any], trace: poutine.Trace, values: dict[str, Tensor]) -> Parts:
         """Expectation over the guide's discrete sites: each cost weighted by q of the states it depends on.
@@ -311,9 +316,13 @@ class Objective:
             replace(cost, log_prob=cost.log_prob * self._weight(cost, exact if cost.name in dims else drawn, dims))
             for cost in costs
         ]
-        return self._parts(trace, expected, only=[n for n in self.program.continuous if n in trace.nodes])
+        return self._parts(kwargs, trace, expected, only=[n for n in self.program.continuous if n in trace.nodes])
 
-    def _parts(self, trace: poutine.Trace, factors: Sequence[Factor], only: Sequence[str] | None = None) -> Parts:
+    def _parts(
+        self, kwargs: Mapping[str, Any], trace: poutine.Trace, factors: Sequence[Factor], only: Sequence[str] | None = None
+    ) -> Parts:
+        if self.weights is not None and kwargs.get("index") is not None:
+            factors = [factor.weighted(self.weights) if factor.local else factor for factor in factors]
         likelihood = total(f for f in factors if f.observed)
         kl = -total(f for f in factors if not f.observed)
         names = [name for name in _without_gradient(trace) if only is None or name in only]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,6 +72,11 @@ class Factor:
     def negative(self) -> Factor:
         """The same term subtracted, as log q is; never an observation's."""
         return Factor(self.name, -self.log_prob, self.plates, self.scale, False)
+
+    def weighted(self, weights: Tensor) -> Factor:
+        """The same local term with what each row counts, (B,)."""
+        there = weights.reshape(-1, *(1,) * (-self.plates[DATA_PLATE] - 1))
+        return replace(self, scale=there * self.scale)
 
     @property
     def local(self) -> bool:

@@ -174,7 +174,9 @@ def _data(saved: Checkpoint, given: Any) -> Any:
         raise ValueError(
             f"the data '{meta['name']}' were streamed and are not in the checkpoint; give them, bz.load(path, data=...)"
         )
-    groups: dict[str, dict[str, Any]] = {name: {} for name in ("inputs", "observed", "constants", "truth", "chances")}
+    groups: dict[str, dict[str, Any]] = {
+        name: {} for name in ("inputs", "observed", "constants", "truth", "chances", "streams")
+    }
     for key, tensor in saved.data.items():
         group, name = key.split(".", 1)
         groups[group][name] = tensor
@@ -183,6 +185,7 @@ def _data(saved: Checkpoint, given: Any) -> Any:
     observed: Any = groups.pop("observed")
     if meta.pop("bare"):
         observed = observed[""]
+    meta["streams"] = groups.pop("streams").get("")
     scaler, schema = meta.pop("scaler"), meta.pop("schema")
     metadata: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in meta.items()}
     metadata |= {"observed": observed, **groups}

@@ -19,7 +19,7 @@ from . import binding
 from .binding import Model
 from .checks import check_keys, check_same_rows, named_values, texts, to_tensor
 from .frozen import FrozenDict
-from .sampling import batch_indices, seeded_generator, split_indices
+from .sampling import batch_indices, seeded_generator, split_indices, stream_batches
 from .scaler import Scaler, wide_dtype
 from .schema import Schema
 
@@ -50,6 +50,8 @@ class Data:
         local_sites: the sites in `truth` with one row for each observation.
         chances: by name of an observed tensor of zeros and ones, the chance of each one: every training step draws anew from them
             (see `binarized`), everything else sees the observed values.
+        streams, stream_sizes: which stream (N,) a row belongs to, and how many rows of each stream are in a batch (see
+            `in_streams`); None for batches of all rows alike.
 
     Raises:
         ValueError: one sentence, naming the column and the row (counted from 1), for NaN, Inf, empty tensors,
@@ -75,6 +77,8 @@ class Data:
     truth: Mapping[str, Tensor] = field(default_factory=dict)
     local_sites: tuple[str, ...] = ()
     chances: Mapping[str, Tensor] = field(default_factory=dict)
+    streams: Tensor | None = None
+    stream_sizes: tuple[int, ...] = ()
 
     streamed = False
 
@@ -215,12 +219,56 @@ class Data:
     def batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
         """Yields row numbers, shape `(batch_size,)`, of a permutation that (seed, epoch) fixes.
 
-        A short last batch is dropped (other rows in each epoch), so that all batches have one shape.
+        A short last batch is dropped (other rows in each epoch), so that all batches have one shape. With streams a batch holds
+        the first stream's rows, then the second's.
 
         Raises:
-            ValueError: if the batch size is not between 1 and the number of rows.
+            ValueError: if the batch size is not between 1 and the number of rows, or not that of the streams.
         """
-        return batch_indices(len(self), batch_size, seed, epoch, self.device)
+        if self.streams is None:
+            return batch_indices(len(self), batch_size, seed, epoch, self.device)
+        if batch_size != sum(self.stream_sizes):
+            raise ValueError(
+                f"these data come in streams of {' and '.join(map(str, self.stream_sizes))} rows a batch, so batch_size must be "
+                f"{sum(self.stream_sizes)}, not {batch_size!r}"
+            )
+        streams = [(self.streams == number).nonzero()[:, 0] for number in range(len(self.stream_sizes))]
+        return stream_batches(streams, self.stream_sizes, seed, epoch, self.device)
+
+    def row_weights(self) -> Tensor | None:
+        """Returns what each row of a batch counts beside one another, `(batch_size,)` of mean one; None without streams.
+
+        A batch of B of N rows counts N / B times; with B_s of the N_s rows of a stream, these count N_s / B_s.
+        """
+        if self.streams is None:
+            return None
+        rows = torch.bincount(self.streams, minlength=len(self.stream_sizes)).double()
+        sizes = torch.tensor(self.stream_sizes, dtype=torch.float64)
+        weights = (rows / sizes) / (len(self) / sizes.sum())
+        return weights.repeat_interleave(sizes.long()).to(device=self.device, dtype=self.dtype)
+
+    def in_streams(self, first: Tensor, sizes: tuple[int, int]) -> Data:
+        """Returns the data in two streams, each with a number of rows in every batch and a scale of its own.
+
+        Few labelled rows among many others would hardly ever be seen together: with `data.in_streams(y >= 0, (50, 150))` every
+        batch of 200 holds 50 of them. Losses stay those of the whole data set.
+
+        Args:
+            first: (N,) whether a row belongs to the first stream.
+            sizes: rows of the first and the second stream in a batch.
+
+        Raises:
+            ValueError: a stream with fewer rows than its share of a batch.
+        """
+        first = torch.as_tensor(first).cpu()
+        if first.shape != (len(self),) or first.dtype != torch.bool:
+            raise ValueError(f"first must say True or False for each of the {len(self)} rows, got shape {tuple(first.shape)}")
+        for name, many, size in (("first", int(first.sum()), sizes[0]), ("second", int((~first).sum()), sizes[1])):
+            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= many:
+                raise ValueError(
+                    f"the {name} stream has {many} rows, so between 1 and {many} of them make up a batch, not {size!r}"
+                )
+        return replace(self, streams=(~first).long(), stream_sizes=tuple(sizes))
 
     def select(self, rows: Tensor | Sequence[int] | slice) -> Data:
         """Returns the data set of some rows: row numbers (tensor or list), a boolean tensor, or a slice."""
@@ -248,6 +296,7 @@ class Data:
             labels=tuple(self.labels[i] for i in index.tolist()) if self.labels else (),
             truth={k: v[index.to(v.device)] if k in self.local_sites else v for k, v in self.truth.items()},
             chances={k: v[near] for k, v in self.chances.items()},
+            streams=None if self.streams is None else self.streams[index],
         )
 
     def split(self, fraction: float, seed: int) -> tuple[Data, Data]:
@@ -290,6 +339,19 @@ class Data:
             self, inputs={}, observed=x, feature_names=(), target_name="x", scaler=None, truth=truth, local_sites=tuple(truth)
         )
 
+    def partly_labelled(self, rows: Tensor | Sequence[int]) -> Data:
+        """Returns inputs "x" and classes as observed "x" and "y", y = -1 but for these rows; all classes are the truth of "c"."""
+        y = self.observed
+        if set(self.inputs) != {"x"} or not isinstance(y, Tensor) or y.is_floating_point():
+            raise ValueError("partly_labelled() is for classified pictures: inputs 'x', and one whole number each observed")
+        index = torch.as_tensor(rows).to(y.device)
+        labels = torch.full_like(y, -1)
+        labels[index] = y[index]
+        return replace(
+            self, inputs={}, observed={"x": self.inputs["x"], "y": labels}, feature_names=(), target_name="", scaler=None,
+            truth={"c": y}, local_sites=("c",),
+        )  # fmt: skip
+
     def binarized(self, seed: int, fresh: bool = True) -> Data:
         """Returns the observed grey values as zeros and ones, each one with its grey value as chance.
 
@@ -301,14 +363,17 @@ class Data:
         Raises:
             ValueError: a value is not between 0 and 1.
         """
-        x = self.observed
+        named = isinstance(self.observed, Mapping) and "x" in self.observed
+        x = self.observed["x"] if isinstance(self.observed, Mapping) and named else self.observed
         if not isinstance(x, Tensor) or not x.is_floating_point() or float(x.min()) < 0 or float(x.max()) > 1:
             raise ValueError(
                 "binarized() draws zeros and ones with the observed grey values as chances, which must be numbers from 0 to 1; for the "
                 "inputs of labelled data call unsupervised() first, and divide bytes by 255"
             )
         u = torch.rand(x.shape, generator=seeded_generator(seed), dtype=x.dtype).to(x.device)
-        return replace(self, observed=(u < x).to(x.dtype), chances={"": x} if fresh else {})
+        drawn = (u < x).to(x.dtype)
+        observed = {**self.observed, "x": drawn} if isinstance(self.observed, Mapping) else drawn
+        return replace(self, observed=observed, chances={"x" if named else "": x} if fresh else {})
 
     def unscaled(self) -> Data:
         """Returns the data in their own units; what was standardised becomes float64, to lose no digit."""

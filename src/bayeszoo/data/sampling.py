@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -53,3 +53,22 @@ def batch_indices(n: int, batch_size: int, seed: int, epoch: int, device: torch.
         raise ValueError(f"batch_size must be an integer between 1 and the number of observations, {n}, not {batch_size!r}")
     order = torch.randperm(n, generator=seeded_generator(seed, epoch)).to(device)
     return iter(order[: n - n % batch_size].split(int(batch_size)))
+
+
+def stream_batches(
+    streams: Sequence[Tensor], sizes: Sequence[int], seed: int, epoch: int, device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
+    """Yields index tensors of shape `(sum(sizes),)`: so many rows of each stream, one stream behind another.
+
+    An epoch is one pass over the stream that lasts longest; shorter ones begin again, in another order.
+    """
+    longest = max(len(rows) // size for rows, size in zip(streams, sizes, strict=True))
+    parts = []
+    for number, (rows, size) in enumerate(zip(streams, sizes, strict=True)):
+        each = len(rows) // size
+        rounds = [
+            rows[torch.randperm(len(rows), generator=seeded_generator(seed, epoch, number, again))][: each * size]
+            for again in range(-(-longest // each))
+        ]
+        parts.append(torch.cat(rounds).split(size))
+    return (torch.cat(batch).to(device) for batch in zip(*(part[:longest] for part in parts), strict=True))

@@ -1,0 +1,164 @@
+"""The semi-supervised autoencoder: known labels hold, unknown classes are summed over, streams are unbiased, few labels help."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import bayeszoo as bz
+
+K = 3
+
+
+def pictures(labelled: int = 6, rows: int = 60) -> bz.data.Data:
+    """Six pixels that depend on the class, most labels hidden."""
+    generator = torch.Generator().manual_seed(0)
+    c = torch.arange(rows) % K
+    chance = torch.tensor([[0.9, 0.9, 0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.9, 0.9, 0.5, 0.5], [0.5, 0.5, 0.1, 0.1, 0.9, 0.9]])[c]
+    x = (torch.rand(rows, 6, generator=generator) < chance).float()
+    return bz.data.Data({"x": x}, c).partly_labelled(range(labelled))
+
+
+def fitted(data: bz.data.Data, **options: Any) -> bz.inference.Fit:
+    torch.manual_seed(1)
+    model = bz.models.SemiSupervisedVAE(6, K, latents=2, hidden=(8,))
+    return bz.fit(model, data, "semi_supervised", **{"steps": 100, "compile": False, "progress": False, **options})
+
+
+def test_known_labels_hold() -> None:
+    data = pictures()
+    fit = fitted(data)
+    draws = fit.sample(20)
+    assert draws["z"].shape == (20, 60, 2)
+    assert bool((draws["c"][:, :6] == data.observed["y"][:6]).all())
+    assert bool((draws["c"][:, 6:].float().std(0) > 0).any())
+
+
+def test_the_sum_over_classes_is_their_expectation() -> None:
+    """`fit.loss` draws the class, a step's loss sums over it: the same mean."""
+    fit = fitted(pictures())
+    with fit.run.owned.active(3), torch.no_grad():
+        kwargs = fit.data.bind(fit.model)
+        values = torch.stack([fit.run.objective(kwargs)[1] for _ in range(400)]).double()
+    error = (float(values.var()) / 400 + fit.loss_error**2) ** 0.5
+    assert abs(float(values.mean()) - fit.loss) < 4 * error
+    assert float(values.std()) > 0
+
+
+def test_a_sure_label_is_the_bound_of_picture_and_label() -> None:
+    """All labels known: the ELBO of log p(x, y), with log p(y) = -log K, computed by hand from the same draws."""
+    data = pictures(labelled=60)
+    fit = fitted(data)
+    y = data.observed["y"]
+    draws = fit.sample(400)
+    guide, model, x = fit.guide, fit.model, data.observed["x"]
+    with torch.no_grad():
+        seen = (x - guide.center) / guide.scale
+        both = torch.cat([guide.body(seen), torch.nn.functional.one_hot(y, K).float()], -1)
+        loc, raw = guide.style(both).chunk(2, -1)
+        q = torch.distributions.Normal(loc, torch.nn.functional.softplus(raw + 0.5413248) + 1e-6)
+        z = draws["z"]
+        score = torch.stack([model.pixels.distribution(model._out(one, y), 1).log_prob(x).sum() for one in z])
+        prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum((1, 2))
+        bound = score + prior - q.log_prob(z).sum((1, 2)) - 60 * torch.log(torch.tensor(float(K)))
+    error = (float(bound.var()) / 400 + fit.loss_error**2) ** 0.5
+    assert abs(-float(bound.mean()) - fit.loss) < 4 * error
+
+
+def test_streams_hold_their_rows_and_are_unbiased() -> None:
+    data = pictures(labelled=10, rows=100)
+    streams = data.in_streams(data.observed["y"] >= 0, (5, 20))
+    seen = list(streams.batches(25, seed=0, epoch=0))
+    assert len(seen) == 4  # 90 rows in twenties
+    for batch in seen:
+        assert bool((data.observed["y"][batch[:5]] >= 0).all())
+        assert bool((data.observed["y"][batch[5:]] < 0).all())
+    weights = streams.row_weights()
+    assert weights is not None
+    assert float(weights.mean()) == pytest.approx(1.0)
+    assert (weights * 100 / 25)[[0, -1]].tolist() == pytest.approx([10 / 5, 90 / 20])
+    still = {"optimizer": 1e-9, "guide_options": {"alpha": 1.0}}
+    batches = fitted(streams, batch_size=25, steps=1200, **still).losses
+    whole = fitted(data, steps=60, **still).losses
+    a, b = torch.tensor(batches), torch.tensor(whole)
+    error = (float(a.var()) / len(a) + float(b.var()) / len(b)) ** 0.5
+    assert abs(float(a.mean() - b.mean())) < 4 * error
+    # Without weights a batch's five labelled rows would count as twenty.
+    assert error < 0.01 * float(b.mean())
+
+
+def test_alpha_trains_and_is_not_reported() -> None:
+    first = [fitted(pictures(), steps=1, guide_options={"alpha": alpha}).losses[0] for alpha in (0.0, 1000.0)]
+    assert first[0] == first[1]
+    wide = pictures(labelled=30)
+    learned = {a: fitted(wide, steps=200, optimizer=0.01, guide_options={"alpha": a}) for a in (0.0, 10.0)}
+    score = {}
+    for alpha, fit in learned.items():
+        with torch.no_grad():
+            probs = fit.guide.probs(x=wide.observed["x"][:30])
+        score[alpha] = float(probs.gather(1, wide.observed["y"][:30, None]).log().mean())
+    # Classes get their meaning through the generator alone, too; the classifier is surer of known ones where it is asked.
+    assert score[10.0] > score[0.0] + 0.05
+
+
+def test_compiled_is_eager() -> None:
+    data = pictures(labelled=10, rows=100)
+    streams = data.in_streams(data.observed["y"] >= 0, (5, 20))
+    a, b = (fitted(streams, batch_size=25, steps=40, dtype=torch.float64, compile=compiled) for compiled in (False, True))
+    assert b.engine == "compiled"
+    torch.testing.assert_close(torch.tensor(a.losses), torch.tensor(b.losses), rtol=1e-8, atol=0.0)
+
+
+def test_three_labels_a_class_beat_a_classifier_of_pixels() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    train, test = bz.data.load("digits").split(2 / 3, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    places = [(train.observed == k).nonzero()[:, 0] for k in range(10)]
+    rows = torch.cat([place[torch.randperm(len(place), generator=generator)[:3]] for place in places])
+    data = train.partly_labelled(rows)
+    torch.manual_seed(0)
+    model = bz.models.SemiSupervisedVAE(64, 10, latents=6, likelihood="logistic", levels=17, hidden=(128, 64))
+    fit = bz.fit(
+        model, data.in_streams(data.observed["y"] >= 0, (30, 98)), "semi_supervised", steps=800, batch_size=128, optimizer=0.003,
+        schedule="cosine", compile=False, progress=False,
+    )  # fmt: skip
+    right = float((fit.guide.probs(x=test.inputs["x"]).argmax(1) == test.observed).double().mean())
+    pixels = LogisticRegression(max_iter=3000).fit(train.inputs["x"][rows], train.observed[rows])
+    assert right > pixels.score(test.inputs["x"], test.observed) + 0.02
+
+
+def test_save_and_load(tmp_path: Any) -> None:
+    data = pictures()
+    fit = fitted(data.in_streams(data.observed["y"] >= 0, (3, 7)), batch_size=10, steps=5)
+    fit.save(tmp_path / "run")
+    again = bz.load(tmp_path / "run", model=fit.model)
+    assert torch.equal(again.sample(3)["z"], fit.sample(3)["z"])
+    assert again.data.stream_sizes == (3, 7)
+    assert torch.equal(again.data.streams, fit.data.streams)
+
+
+def test_what_is_refused() -> None:
+    data = pictures()
+    x, y = data.observed["x"], data.observed["y"]
+    cases = {
+        "no picture has a label": lambda: fitted(bz.data.Data({}, {"x": x, "y": torch.full_like(y, -1)})),
+        "class 2 has no labelled picture": lambda: fitted(pictures(labelled=2)),
+        "labels must be whole numbers from 0 to 2": lambda: fitted(bz.data.Data({}, {"x": x, "y": y + 5})),
+        "explains pictures and labels": lambda: fitted(bz.data.Data({}, x)),
+        r"make it with shape=\(5,\)": lambda: fitted(bz.data.Data({}, {"x": x[:, :5], "y": y})),
+        "0 or 1, and these are grey": lambda: fitted(bz.data.Data({}, {"x": 0.5 * x, "y": y})),
+        "classes must be": lambda: bz.models.SemiSupervisedVAE(6, 1),
+        "alpha weighs": lambda: fitted(data, guide_options={"alpha": -1.0}),
+        "is for SemiSupervisedVAE": lambda: bz.fit(bz.models.VAE(6, 2), bz.data.Data({}, x), "semi_supervised", progress=False),
+        "batch_size must be 10": lambda: fitted(data.in_streams(y >= 0, (3, 7)), batch_size=12),
+        "between 1 and 6": lambda: data.in_streams(y >= 0, (7, 7)),
+        "True or False for each": lambda: data.in_streams(y, (3, 7)),
+        "partly_labelled": lambda: data.partly_labelled([0]),
+    }
+    for words, call in cases.items():
+        with pytest.raises(ValueError, match=words) as caught:
+            call()
+        assert str(caught.value).count("\n") == 0
