@@ -251,7 +251,7 @@ def train(correlated):
     record = []
 
     def note(state):  # called after every step
-        m, C = (p.detach() for p in state.parameters)
+        m, C = (p.detach() for p in state.parameters.values())
         record.append(terms(gaussian(m, C, correlated)))
 
     fit = bz.fit(
