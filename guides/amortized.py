@@ -78,8 +78,15 @@ class LocalPosterior(PyroModule):
         raise NotImplementedError
 
     def draw(self, rows: Tensor, plate: Any) -> None:
-        """Draws the latents of observations whose q is made of such numbers."""
-        raise NotImplementedError
+        """Draws the latents of observations whose q is made of such numbers.
+
+        Here each site from normals of its own, means and raw scales `(B, 2 size)`; they have a closed-form KL to normal priors.
+        """
+        loc, raw = rows.chunk(2, -1)
+        means, sds = self.split(loc), self.split(positive(raw))
+        with plate:
+            for name, site in self.sites.items():
+                pyro.sample(name, normal_in(site, means[name], sds[name]))
 
     def forward(self, *args: Any, index: Tensor | None = None, **kwargs: Any) -> None:
         """Draws the latents of these observations."""
@@ -111,14 +118,6 @@ class LocalPosterior(PyroModule):
                 log_det = transform.log_abs_det_jacobian(part, value)
                 density = -log_det.flatten(1).sum(1) if log_det.dim() > 1 else -log_det
                 pyro.sample(name, dist.Delta(value, log_density=density, event_dim=site.event_dim))
-
-    def draw_independently(self, rows: Tensor, plate: Any) -> None:
-        """Draws each site from normals of its own, means and raw scales `(B, 2 size)`; they have a closed-form KL to normal priors."""
-        loc, raw = rows.chunk(2, -1)
-        means, sds = self.split(loc), self.split(positive(raw))
-        with plate:
-            for name, site in self.sites.items():
-                pyro.sample(name, normal_in(site, means[name], sds[name]))
 
 
 class Amortized(LocalPosterior):
@@ -159,10 +158,6 @@ class Amortized(LocalPosterior):
         """What the network puts out."""
         out: Tensor = self.head(self.features(values))
         return out
-
-    def draw(self, rows: Tensor, plate: Any) -> None:
-        """Draws from means and standard deviations."""
-        self.draw_independently(rows, plate)
 
 
 class AmortizedFullRank(Amortized):
@@ -242,10 +237,6 @@ class PerDatum(LocalPosterior):
         part = copy.deepcopy(self)
         part.table = nn.Parameter(self.table.detach()[rows])
         return part
-
-    def draw(self, rows: Tensor, plate: Any) -> None:
-        """Draws from means and standard deviations."""
-        self.draw_independently(rows, plate)
 
 
 class Features(nn.Module):

@@ -8,7 +8,8 @@
 | `reinforce` | the same network | drawn; the gradient is REINFORCE's, with a learned baseline |
 | `relaxed` | the same network, a table for a shared z | drawn; the gradient is a concrete draw's, biased (see `relaxed`) |
 
-Where states are summed nothing is drawn, at the same cost as `relaxed`, which runs them all, too. `global` is another word for `table` where z is shared by all observations.
+Where states are summed nothing is drawn, at the same cost as `relaxed`, which runs them all, too. `global` is another word for `table`
+where z is shared by all observations.
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ _RICHER = {
     "amortized_full_rank": "'amortized_iaf'",
     "amortized_iaf": "'amortized_iaf' with more transforms, or a larger network",
     "per_datum": "'amortized_full_rank' or 'amortized_iaf'",
+    "semi_supervised": "'semi_supervised' with a larger network (hidden= of the model)",
 }
 #: The same for more latents.
 _RICHER_OF_MANY = {
@@ -165,18 +166,18 @@ def judge_weights(material: Material, doubts: list[str], notes: list[str]) -> No
             f"the k-hat is of the joint ratio over {local} latents of single observations, where small errors add up: {says}"
         )
     if not weights.reliable:
-        richer = _richer(fit)
+        better = richer(fit)
         columns = "" if material.network else ", and the PSIS columns are no better than the raw ones"
         doubts.append(
             f"k-hat {weights.k_hat:.2f} is above {weights.threshold:.2f}, so q misses a part of the "
             f"posterior that importance weights cannot "
-            f"mend{columns}: try guide {richer}"
+            f"mend{columns}: try guide {better}"
         )
         if material.network:
             notes.append(f"a network's predictions can be good where k-hat is not: {_instead(material)}")
 
 
-def _richer(fit: Fit) -> str:
+def richer(fit: Fit) -> str:
     """A guide that may hold more of the posterior."""
     if num_shared(fit.program) > MOST_CORRELATED:
         return _RICHER_OF_MANY.get(fit.run.family, "'low_rank', or a model with fewer latents")

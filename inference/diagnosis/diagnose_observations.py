@@ -14,6 +14,7 @@ from ..export.chosen_rows import examples_of
 from ..export.fit_attributes import guide_name, model_name
 from ..likelihood.log_marginal import LogMarginal, log_marginal
 from .checks import ObservationCheck
+from .diagnose_draws import richer
 from .diagnosis import Diagnosis
 from .psis import threshold
 
@@ -47,7 +48,7 @@ def diagnose_observations(fit: Fit, n: int, held_out: Any, seed: int) -> Diagnos
         if check.bad_k > FEW_BAD * check.num_data:
             doubts.append(
                 f"k-hat is above {check.k_threshold:.2f} for {check.bad_k} of {check.num_data} observations ({check.of}), so q misses a part of "
-                "their posteriors and log p(x) is rather higher than estimated: try 'amortized_iaf', loss='importance_weighted', or more draws"
+                f"their posteriors and log p(x) is rather higher than estimated: try {richer(fit)}, loss='importance_weighted', or more draws"
             )
     return Diagnosis(
         model=model_name(fit.model),

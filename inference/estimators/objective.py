@@ -321,15 +321,19 @@ class Objective:
     def _parts(
         self, kwargs: Mapping[str, Any], trace: poutine.Trace, factors: Sequence[Factor], only: Sequence[str] | None = None
     ) -> Parts:
-        if self.weights is not None and kwargs.get("index") is not None:
-            factors = [factor.weighted(self.weights) if factor.local else factor for factor in factors]
+        def weighted(factor: Factor) -> Factor:
+            if self.weights is None or kwargs.get("index") is None or not factor.local:
+                return factor
+            return factor.weighted(self.weights)
+
+        factors = [weighted(factor) for factor in factors]
         likelihood = total(f for f in factors if f.observed)
         kl = -total(f for f in factors if not f.observed)
         names = [name for name in _without_gradient(trace) if only is None or name in only]
         # One weight for all particles is one for all rows, too.
         rowwise = [] if self.estimator == "importance_weighted" else [n for n in names if self._in_rows(trace.nodes[n])]
         score = _score(trace, likelihood - kl, [n for n in names if n not in rowwise])
-        rows = row_scores([(trace.nodes[n], site_factor(n, trace.nodes[n])) for n in rowwise], factors, like=kl)
+        rows = row_scores([(trace.nodes[n], weighted(site_factor(n, trace.nodes[n]))) for n in rowwise], factors, like=kl)
         each = self._each(factors) if self.estimator == "importance_weighted" else kl.new_zeros(0)
         return Parts(likelihood, kl, score, rows, each)
 
