@@ -4,12 +4,15 @@
 |---|---|---|
 | `exact` | the posterior given the other latents: no site in the guide, z is summed out of the model | exact |
 | `table` | a row of probabilities for each z: one for a shared z, N for one an observation | summed |
+| `global` | one row of probabilities, the same for all observations | summed |
 | `amortized` | a network of the observation's inputs | summed |
 | `reinforce` | the same network | drawn; the gradient is REINFORCE's, with a learned baseline |
 | `relaxed` | the same network, a table for a shared z | drawn; the gradient is a concrete draw's, biased (see `relaxed`) |
 
-Where states are summed nothing is drawn, at the same cost as `relaxed`, which runs them all, too. `global` is another word for `table`
-where z is shared by all observations.
+Where states are summed nothing is drawn, at the same cost as `relaxed`, which runs them all, too. Where observations share one z,
+`global` and `table` are the same. Where each has its own, `exact`, `table` and `amortized` let every state answer for the
+observations that it explains best; under `global` each state answers for all of them, so that its probabilities are to be relied on
+by themselves.
 """
 
 from __future__ import annotations
@@ -89,8 +92,8 @@ class DiscreteGuide(PyroModule):
     def set_tables(self, probs: Mapping[str, Tensor]) -> None:
         """Begins the tables at given probabilities, each (*plates, K); networks begin where they are."""
         for name, part in zip(self.sites, self.parts, strict=True):
-            if isinstance(part, Table):
-                part.logits.copy_(probs[name].clamp_min(1e-6).log())
+            if isinstance(part, Table | Shared):
+                part.logits.copy_(part.of(probs[name]).clamp_min(1e-6).log())
 
     def forward(self, *args: Any, index: Tensor | None = None, **kwargs: Any) -> None:
         """Draws the continuous latents and each discrete one."""
@@ -129,12 +132,38 @@ class Table(nn.Module):
         self.site = site
         self.logits = nn.Parameter(0.01 * torch.randn(*site.batch_shape, _states(site)))
 
+    @staticmethod
+    def of(probs: Tensor) -> Tensor:
+        """What the table holds of given probabilities (*plates, K): all of them."""
+        return probs
+
     def forward(self, index: Tensor | None, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Logits (*plates, K) of the batch's rows."""
         if index is None or not self.site.local:
             return self.logits, {}
-        dim = next(p.dim for p in self.site.plates if p.name == DATA_PLATE)
-        return self.logits.index_select(len(self.site.batch_shape) + dim, index), {}
+        return self.logits.index_select(_data_dim(self.site), index), {}
+
+
+class Shared(nn.Module):
+    """Free probabilities, the same for all observations, each of which has its own z."""
+
+    def __init__(self, site: Site, features: _Features) -> None:
+        super().__init__()
+        self.site, self.features = site, features
+        self.logits = nn.Parameter(0.01 * torch.randn(_states(site)))
+
+    @staticmethod
+    def of(probs: Tensor) -> Tensor:
+        """The mean of given probabilities (*plates, K)."""
+        return probs.flatten(0, -2).mean(0)
+
+    def forward(self, index: Tensor | None, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Logits (*plates, K) of the batch's rows."""
+        shape = list(self.site.batch_shape)
+        rows = [len(inputs[name]) for name in self.features.names if name in inputs] or ([] if index is None else [len(index)])
+        if rows:
+            shape[_data_dim(self.site)] = rows[0]
+        return self.logits.expand(*shape, -1), {}
 
 
 class Amortized(nn.Module):
@@ -176,9 +205,7 @@ class _Features:
 
 def _part(word: str, site: Site, features: _Features, hidden: int) -> nn.Module:
     if word == "global" and site.local:
-        raise ValueError(
-            f"site '{site.name}' has a value for each observation; 'global' is for one that all share, use 'amortized' or 'table'"
-        )
+        return Shared(site, features)
     if word in ("table", "global") or (word == "relaxed" and not site.local):
         return Table(site)
     if not features.size:
@@ -193,6 +220,10 @@ def _small_net(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
         nn.init.zeros_(last.bias)
     net = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), last)
     return net
+
+
+def _data_dim(site: Site) -> int:
+    return next(len(site.batch_shape) + p.dim for p in site.plates if p.name == DATA_PLATE)
 
 
 def _states(site: Site) -> int:

@@ -88,6 +88,12 @@ class Run:
             self.loss = sum(recent) / len(recent) if recent else math.nan
             self.loss_error = 0.0 if len(recent) == 1 else torch.tensor(recent).std().item() / math.sqrt(len(recent))
             return
+        guide = self.owned.guide
+        if not self.program.continuous and getattr(guide, "discrete", "") == "guide" and not getattr(guide, "relaxed", ()):
+            # All that is random is summed over: one number, without draws.
+            with self.owned.active(seed), torch.no_grad():
+                self.loss, self.loss_error = float(self.objective(data.bind(self.owned.model))[1]), 0.0
+            return
         draws = self.draws(data, num, seed + 1, discrete=False)
         assert draws.log_ratio is not None
         ratio = draws.log_ratio.double()

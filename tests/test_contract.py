@@ -145,7 +145,7 @@ CASES = {
     "pictures-flipout-batch": Case(pictures, "mean_field", {"batch_size": 20, "estimator": "flipout"}),
     "pictures-mc_dropout": Case(pictures, "mc_dropout"),
     "pictures-sparse_vd-local": Case(lambda: pictures("log_uniform"), "sparse_vd", {"estimator": "local"}),
-    **{f"depth-{z}-batch": Case(layered, {"z": z}, {"batch_size": 20}) for z in (*DEPTHS, "table")},
+    **{f"depth-{z}-batch": Case(layered, {"z": z}, {"batch_size": 20}) for z in (*DEPTHS, "table", "global")},
     "depth-shared-global-batch": Case(lambda: layered(scope="data"), {"z": "global"}, {"batch_size": 20}),
     "depth-shared-exact": Case(lambda: layered(scope="data"), "exact"),
     **{

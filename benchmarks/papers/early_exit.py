@@ -24,13 +24,14 @@ from .. import machine, results
 from ..results import table
 
 RULES = ("mode", "marginal")
-DEPTH, WIDTH = 8, {"digits": 32, "mnist": 128, "fashion_mnist": 128}
+DEPTH, WIDTH = 8, {"digits": 32, "mnist": 128, "fashion_mnist": 256}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Data, prior, length, seeds."""
     parser.add_argument("--data", choices=WIDTH, default="digits")
     parser.add_argument("--ratio", type=float, default=0.95, help="of the geometric prior (default 0.95)")
+    parser.add_argument("--guide", choices=("exact", "global"), default="exact", help="of z (default exact)")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seeds", default="0,1,2", help="by commas (default 0,1,2)")
     parser.add_argument("--folder", help="of the IDX files (default: $BAYESZOO_DATA)")
@@ -56,6 +57,7 @@ def measure(train: bz.data.Data, test: bz.data.Data, asked: argparse.Namespace, 
         return bz.fit(
             model,
             train,
+            {"z": asked.guide} if rate else "exact",
             steps=asked.steps,
             batch_size=128,
             optimizer=0.002,
@@ -88,7 +90,7 @@ def main(asked: argparse.Namespace, out: Path) -> None:
     path = out / "early_exit.json"
     found: dict[str, Any] = json.loads(path.read_text())["sets"] if path.exists() else {}
     runs: list[dict[str, Any]] = []
-    found[asked.data] = {"ratio": asked.ratio, "steps": asked.steps, "runs": runs}
+    found[f"{asked.data} {asked.guide}"] = {"ratio": asked.ratio, "guide": asked.guide, "steps": asked.steps, "runs": runs}
     for seed in (int(s) for s in asked.seeds.split(",")):
         runs.append(measure(*load(asked.data, seed, asked.folder), asked, seed))
         print(f"{asked.data} seed {seed}: alone {runs[-1]['alone']:.4f}, {runs[-1]['mode']}", file=sys.stderr, flush=True)
@@ -111,12 +113,12 @@ def render(found: Mapping[str, Any]) -> str:
             got = {key: mean([r[rule][key] for r in runs]) for key in ("accuracy", "blocks", "flops", "time", "agreement")}
             rows.append(
                 [
-                    name, f"{each['ratio']:g}", str(len(runs)), rule, f"{alone:.2%}", f"{got['accuracy']:.2%}",
+                    name.split()[0], each["guide"], f"{each['ratio']:g}", str(len(runs)), rule, f"{alone:.2%}", f"{got['accuracy']:.2%}",
                     f"{100 * (got['accuracy'] - alone):+.2f}", f"{got['blocks']:.0%}", f"{got['flops']:.0%}", f"{got['time']:.0%}",
                     f"{got['agreement']:.2%}",
                 ]
             )  # fmt: skip
-    head = ["data", "ratio", "seeds", "rule", "all layers, trained alone", "accuracy", "points", "layers saved", "operations saved", "time saved", "same answer"]  # fmt: skip
+    head = ["data", "q(z)", "ratio", "seeds", "rule", "all layers, trained alone", "accuracy", "points", "layers saved", "operations saved", "time saved", "same answer"]  # fmt: skip
     text = f"{DEPTH} residual layers, the same number of steps for both networks; time against the whole network's of the same answer."
     return "\n\n".join([text, table(head, rows), "![accuracy after each layer](early_exit.png)"])
 
