@@ -49,7 +49,7 @@ def stages(step: int, steps: int) -> float:
     return float(10 ** (-stage / 7))
 
 
-FORMS = {"short": Form(60, 100, "cosine"), "long": Form(3280, 20, stages)}
+FORMS = {"short": Form(120, 100, "cosine"), "long": Form(3280, 20, stages)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
