@@ -87,7 +87,7 @@ def draw(
         return values, total(guide_factors(trace)) + torch.zeros((), device=owned.device)
 
     sites = [*program.latents.values(), *program.observed.values()]
-    width = max([1, *(site.shape.numel() // max(1, program.num_data) for site in sites)])
+    width = max([1, *(site.elements // max(1, program.num_data) for site in sites)])
     chunk = min(num, chunk_size(program.num_data, torch.finfo(owned.dtype).bits // 8, width))
     with torch.no_grad():
         if program.continuous or any(True for _ in program.latents):

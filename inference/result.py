@@ -72,7 +72,7 @@ class Run:
         """Sets the loss of the trained guide and its Monte Carlo error, in nats."""
         # Large data sets make each draw dear: fewer of them. The loss is then a sum over many rows, and needs few.
         sites = [*self.program.latents.values(), *self.program.observed.values()]
-        size = sum(site.shape.numel() for site in sites)
+        size = sum(site.elements for site in sites)
         shared = sum(site.shape.numel() for site in self.program.continuous.values() if not site.local)
         num = max(6, min(num, EVALUATED_ELEMENTS // max(1, size), EVALUATED_PRODUCTS // max(1, shared * self.program.num_data)))
         if self.program.one_by_one:

@@ -94,7 +94,7 @@ def main(asked: argparse.Namespace, out: Path) -> None:
     found: dict[str, Any] = json.loads(path.read_text())["runs"] if path.exists() else {}
     for k in (int(k) for k in asked.k.split(",")):
         run = measure(k, train, test, asked)
-        found[f"{asked.form} {k}"] = run
+        found[f"{asked.form} {k} {run['epochs']}"] = run
         print(
             f"k = {k}: log p(x) {run['log_p']:.2f}, ELBO {run['elbo']:.2f}, {run['seconds']:.0f} s", file=sys.stderr, flush=True
         )
@@ -129,7 +129,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         axes.plot(
             place, PUBLISHED.get(run["k"], math.nan), "x", ms=9, color="k", label="the paper's log p(x)" if not place else None
         )
-    axes.set_xticks(range(len(found)), [f"{run['form']}, k = {run['k']}" for run in found.values()])
+    axes.set_xticks(range(len(found)), [f"k = {run['k']}\n{run['epochs']} passes" for run in found.values()])
     axes.set_ylabel("nats a test picture")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

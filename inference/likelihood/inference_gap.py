@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..engine.noise import vmap_random
 from ..target.density import guide_factors, guide_values, model_factors
-from .log_marginal import CHUNK_ELEMENTS, LogMarginal, each_of, local_data, size_of_one, summary
+from .log_marginal import CHUNK_ELEMENTS, LogMarginal, each_of, elements_of_one, local_data, observed_of_one, summary
 
 #: Adam's first step in units of the network's outputs; it falls to zero.
 STEP = 0.05
@@ -72,13 +72,13 @@ def inference_gap(fit: Any, data: Any = None, *, steps: int = 300, k: int = 1000
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
     data = local_data(fit, data)
-    many = max(1, CHUNK_ELEMENTS // (k * sum(size_of_one(fit.program))))
+    many = max(1, CHUNK_ELEMENTS // (k * elements_of_one(fit.program)))
     parts = [
         _search(fit, data.select(slice(start, min(start + many, len(data)))), steps, k, seed + 1 + start)
         for start in range(0, len(data), many)
     ]
     values, spread, ess, best, tails, first, errors = (torch.cat(found) for found in zip(*parts, strict=True))
-    whole = LogMarginal(values, spread, ess, best, tails, k, size_of_one(fit.program)[0])
+    whole = LogMarginal(values, spread, ess, best, tails, k, observed_of_one(fit.program))
     return InferenceGap(whole, first, best, errors)
 
 

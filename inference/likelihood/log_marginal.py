@@ -99,18 +99,18 @@ def log_marginal(
         raise ValueError(f"proposal must be 'guide' (importance sampling) or 'prior' (naive), got {proposal!r}")
     data = local_data(fit, data, needs_guide=proposal == "guide")
     program = fit.program
-    dims, latents = size_of_one(program)
-    rows = max(1, min(len(data), CHUNK_ELEMENTS // (k * 8)))
+    held = elements_of_one(program)
+    rows = max(1, min(len(data), CHUNK_ELEMENTS // (k * 8), CHUNK_ELEMENTS // held))
     found: list[tuple[Tensor, ...]] = []
     with fit.run.owned.active(seed), torch.no_grad():
         for start in range(0, len(data), rows):
             stop = min(start + rows, len(data))
             weigher = _weigher(fit, _call(fit, data, start, stop), proposal)
-            chunk = max(1, min(k, CHUNK_ELEMENTS // ((stop - start) * (dims + latents))))
+            chunk = max(1, min(k, CHUNK_ELEMENTS // ((stop - start) * held)))
             log_w = torch.cat([each_of(weigher, min(chunk, k - i), fit.device) for i in range(0, k, chunk)]).double()
             found.append(summary(log_w, k_hat=k_hat))
     values, errors, ess, elbo, tails = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return LogMarginal(values, errors, ess, elbo, tails, k, dims)
+    return LogMarginal(values, errors, ess, elbo, tails, k, observed_of_one(program))
 
 
 def local_data(fit: Any, data: Any, *, needs_guide: bool = True) -> Any:
@@ -143,10 +143,14 @@ def local_data(fit: Any, data: Any, *, needs_guide: bool = True) -> Any:
     return data
 
 
-def size_of_one(program: Any) -> tuple[int, int]:
-    """Observed numbers and latent numbers of one observation."""
-    dims = sum(site.shape[1:].numel() if site.local else site.shape.numel() for site in program.observed.values())
-    return dims, sum(site.shape[1:].numel() for site in program.latents.values())
+def observed_of_one(program: Any) -> int:
+    """Observed numbers of one observation."""
+    return sum(site.shape[1:].numel() if site.local else site.shape.numel() for site in program.observed.values())
+
+
+def elements_of_one(program: Any) -> int:
+    """Numbers that one draw of one observation's latents holds in memory, those of the likelihood's parameters included."""
+    return sum(-(-site.elements // program.num_data) for site in (*program.observed.values(), *program.latents.values()))
 
 
 def _call(fit: Any, data: Any, start: int, stop: int) -> dict[str, Any]:

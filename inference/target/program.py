@@ -57,7 +57,8 @@ class Plate:
 class Site:
     """One sample statement of the model, seen on the full data set.
 
-    `shape` is that of the whole value (plates, then event); `event_dim` counts the event's dimensions.
+    `shape` is that of the whole value (plates, then event); `event_dim` counts the event's dimensions; `elements` are the numbers of
+    its value or of its distribution's largest parameter, whichever are more: what a draw of it holds in memory.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Site:
     discrete: bool
     plates: tuple[Plate, ...]
     distribution: Any
+    elements: int
 
     @property
     def local(self) -> bool:
@@ -218,7 +220,14 @@ def _site(name: str, site: Any, plates: tuple[Plate, ...], discrete: bool) -> Si
     fn = site["fn"]
     value = site["value"]
     shape = torch.Size(value.shape) if isinstance(value, Tensor) else torch.Size()
-    return Site(name, shape, fn.event_dim, _without_mixture(fn.support), discrete, plates, fn)
+    return Site(name, shape, fn.event_dim, _without_mixture(fn.support), discrete, plates, fn, max(shape.numel(), _parameters(fn)))
+
+
+def _parameters(fn: Any) -> int:
+    """Numbers of a distribution's largest parameter: a categorical pixel has as many as levels."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return max((value.numel() for value in vars(fn).values() if isinstance(value, Tensor)), default=0)
 
 
 def _without_mixture(support: Any) -> constraints.Constraint:
