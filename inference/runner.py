@@ -19,6 +19,7 @@ from .engine.restart import Restart, Settings, Wishes
 from .engine.schedule import Schedule
 from .engine.stacked import stack
 from .engine.training import Callback, NonFiniteError
+from .estimators.free_bits import check_number
 from .estimators.layer_noise import LAYER_NOISES, LayerNoise
 from .estimators.objective import ESTIMATORS, Discrete, Estimator
 from .result import Fit, Run
@@ -40,6 +41,7 @@ def fit(
     schedule: str | Schedule | None = None,
     clip_norm: float | None = None,
     kl_weight: float | Schedule | None = None,
+    free_bits: float = 0.0,
     restarts: int = 1,
     seed: int = 0,
     discrete: Discrete = "marginalize",
@@ -58,6 +60,7 @@ def fit(
         guide: a builder `(model, data) -> guide`, or a ready guide (a module, or a function with the model's arguments).
     """
     _check_numbers(steps, epochs, batch_size, num_particles, clip_norm, restarts, loss, discrete, kl_weight, compile, estimator)
+    check_number(free_bits)
     device = resolve_device(device)
     began = time.perf_counter()
     check = getattr(model, "check", None)
@@ -83,7 +86,7 @@ def fit(
         dict(guide_options or {}),
         estimator,
     )
-    wishes = Wishes(optimizer, schedule, callbacks, progress, validation, compile, plan or Plan(), kl_weight)
+    wishes = Wishes(optimizer, schedule, callbacks, progress, validation, compile, plan or Plan(), kl_weight, free_bits)
 
     def prepared(number: int) -> Restart:
         owned = own(model, guide, data, dtype, device, seed + number)

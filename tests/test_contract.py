@@ -159,11 +159,21 @@ CASES = {
     "vae-importance-batch": Case(
         lambda: autoencoder("bernoulli"), "amortized", {"batch_size": 20, "num_particles": 4, "loss": "importance_weighted"}
     ),
+    **{
+        f"vae-free_bits-{g}-batch": Case(autoencoder, g, {"batch_size": 20, "free_bits": 0.3, **options})
+        for g, options in {
+            "amortized": {"kl_weight": 0.5},
+            "amortized_full_rank": {},
+            "amortized_iaf": {"num_particles": 3},
+            "per_datum": {"loss": "monte_carlo"},
+        }.items()
+    },
     "vae-fresh-batch": Case(lambda: autoencoder("bernoulli", fresh=True), "amortized", {"batch_size": 20}),
     "vae-conv-batch": Case(lambda: autoencoder("logistic", layers="conv", hidden=(3, 4, 8)), "amortized", {"batch_size": 20}),
     "pca-amortized-batch": Case(lambda: simulated(PrincipalComponents(), 50), Encoder, {"batch_size": 25}, own_guide=True),
     "pca-mean_field-batch": Case(lambda: simulated(PrincipalComponents(), 50), "mean_field", {"batch_size": 25}),
     "centres-structured-batch": Case(lambda: simulated(Centres(), 24), "structured", {"batch_size": 12}),
+    "centres-free_bits-batch": Case(lambda: simulated(Centres(), 24), "structured", {"batch_size": 12, "free_bits": 0.1}),
     "centres-full_rank": Case(lambda: simulated(Centres(), 24), "full_rank"),
     "mixture-mean_field-batch": Case(lambda: simulated(Mixture(), 40), "mean_field", {"batch_size": 20}),
     "mixture-guide": Case(lambda: simulated(Mixture(), 40), "mean_field", {"discrete": "guide", "batch_size": 20}),
@@ -183,7 +193,7 @@ QUICK = {
     "unknown-spline", "network-mean_field-batch", "pca-amortized-batch", "centres-structured-batch", "mixture-mean_field-batch",
     "switch-guide-batch", "switch-mean_field", "weights-mean_field-batch", "weights-mc_dropout-batch", "weights-ensemble-batch",
     "weights-sparse_vd-batch", "weights-last", "curve-mean_field", "pictures-flipout-batch",
-    "vae-amortized-batch", "vae-amortized_iaf-batch", "vae-importance-batch", "vae-conv-batch",
+    "vae-amortized-batch", "vae-amortized_iaf-batch", "vae-free_bits-amortized-batch", "vae-free_bits-amortized_iaf-batch", "vae-importance-batch", "vae-conv-batch",
     "depth-exact-batch", "depth-amortized-batch", "depth-reinforce-batch", "depth-relaxed-batch", "depth-shared-global-batch", "depth-weights-exact-batch",
 }  # fmt: skip
 

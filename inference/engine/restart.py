@@ -14,6 +14,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ..estimators.free_bits import check_fit
 from ..estimators.layer_noise import LayerNoise, by_layer
 from ..estimators.objective import Discrete, Estimator, Objective, analytic_kls, where_discrete
 from ..result import Run
@@ -72,6 +73,7 @@ class Wishes:
     compile: Mode
     plan: Plan
     kl_weight: float | Schedule | None
+    free_bits: float
 
 
 class Restart:
@@ -203,6 +205,9 @@ class Restart:
             surrogate,
             EachDraw(),
         )
+        if self.wishes.free_bits:
+            check_fit(program, trace, estimator, surrogate, settings.guide or "given")
+            objective.free_bits = float(self.wishes.free_bits)
         if getattr(self.data, "chances", None):
             objective.redrawn = self.data.redrawn(owned.model)
         if getattr(self.data, "streams", None) is not None and settings.batch_size is not None:

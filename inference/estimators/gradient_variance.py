@@ -52,7 +52,7 @@ PILOTS = 200
 #: Sequences of noise beside those of the estimators.
 _REFERENCE, _PILOT, _CLOCK = range(len(ESTIMATORS), len(ESTIMATORS) + 3)
 
-_WISHES = Wishes(None, None, (), False, None, False, Plan(), None)
+_WISHES = Wishes(None, None, (), False, None, False, Plan(), None, 0.0)
 
 
 def gradient_variance(

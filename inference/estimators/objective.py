@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -33,6 +34,7 @@ from ..target.density import (
     total,
 )
 from ..target.program import DATA_PLATE, Fix, Program, is_point, sample_sites
+from . import free_bits
 from .layer_noise import AtTheMean, Flipout, LayerNoise, Layers, Local
 from .row_scores import row_scores
 
@@ -63,6 +65,7 @@ class Objective:
         noisy_model: whether the model draws numbers of its own, as networks with dropout do; `count_noise` finds out.
         weights: (B,) what the rows of a batch count beside one another, where it is drawn in streams; None for all the same.
         redrawn: data that every call draws anew: zeros and ones, from chances under these names.
+        free_bits: nats of KL that each latent number of an observation has at no cost in the gradient; see `free_bits`.
         surrogate: `None` for a bound; `"joint"` (-log p(x, z), the posterior mode's loss) or `"likelihood"` (-log p(x | z)).
     """
 
@@ -79,6 +82,7 @@ class Objective:
     noisy_model: bool = True
     redrawn: tuple[str, ...] = ()
     weights: Tensor | None = None
+    free_bits: float = 0.0
 
     def __call__(
         self, kwargs: Mapping[str, Any], noise: Row | None = None, *, kl_weight: Tensor | None = None, strict: bool = False
@@ -104,7 +108,7 @@ class Objective:
             parts = self._particle(kwargs, row, strict)
         else:
             parts = self._particles(kwargs, noise, strict)
-        likelihood, kl, score, rows, each = parts
+        likelihood, kl, score, rows, each, groups = parts
         bound = likelihood - kl
         # REINFORCE: `score` is log q of the draws without a reparametrisation; its gradient is weighted by the bound.
         score = score - score.detach()
@@ -117,6 +121,11 @@ class Objective:
             surrogate = value + value.detach() * score.sum()
         else:
             value = bound.mean()
+            if self.free_bits:  # the maximum is of the average over the particles, too
+                totals, free = groups.reshape(-1, *groups.shape[-2:]).mean(0)
+                value = value - totals.sum()
+                kl = kl + torch.maximum(totals, free).sum()
+                bound = likelihood - kl
             weighted = bound if kl_weight is None else likelihood - kl_weight.to(kl.dtype) * kl
             surrogate = weighted.mean() + (weighted.detach() * score).mean()
             if rows.shape[-1]:
@@ -268,7 +277,8 @@ class Objective:
             penalty = getattr(self.guide, "penalty", None)
             kl = torch.zeros_like(likelihood) if penalty is None else penalty()
             zero = torch.zeros_like(likelihood)
-            return Parts(likelihood, kl, zero, zero.new_zeros(0), zero.new_zeros(0))
+            nothing = zero.new_zeros(0)
+            return Parts(likelihood, kl, zero, nothing, nothing, nothing)
         if self.estimator == "analytic_kl":
             return self._analytic(model, kwargs, trace, values)
         factors = model_factors(self.program, model, kwargs, values)
@@ -281,6 +291,7 @@ class Objective:
     ) -> Parts:
         prior = model_trace(model, kwargs, values)
         terms: list[Factor] = []
+        known: list[tuple[Factor, int]] = []
         for name, site in sample_sites(prior):
             factor = site_factor(name, site)
             if name not in trace.nodes or site["is_observed"]:
@@ -288,12 +299,19 @@ class Objective:
                 continue
             q = trace.nodes[name]
             kl = _kl(q["fn"], site["fn"])
-            if kl is None:
+            single = _kl(free_bits.bare(q["fn"]), free_bits.bare(site["fn"])) if self.free_bits and factor.local else None
+            if single is not None:
+                split = free_bits.split(single, len(site["fn"].batch_shape))
+                size = free_bits.bare(site["fn"]).event_shape.numel()
+                known.append((Factor(name, -split, factor.plates, factor.scale, False), size))
+            elif kl is None:
                 log_q = site_factor(name, q)
                 terms += [factor, log_q.negative]
             else:
                 terms.append(Factor(name, -kl, factor.plates, factor.scale, False))
-        return self._parts(kwargs, trace, terms)
+        # What a guide draws for its sites to follow from has its density there.
+        terms += [site_factor(name, q).negative for name, q in sample_sites(trace) if name not in prior.nodes]
+        return self._parts(kwargs, trace, terms, known=known)
 
     def _enumerated(self, kwargs: Mapping[str, Any], trace: poutine.Trace, values: dict[str, Tensor]) -> Parts:
         """Expectation over the guide's discrete sites: each cost weighted by q of the states it depends on.
@@ -319,7 +337,12 @@ class Objective:
         return self._parts(kwargs, trace, expected, only=[n for n in self.program.continuous if n in trace.nodes])
 
     def _parts(
-        self, kwargs: Mapping[str, Any], trace: poutine.Trace, factors: Sequence[Factor], only: Sequence[str] | None = None
+        self,
+        kwargs: Mapping[str, Any],
+        trace: poutine.Trace,
+        factors: Sequence[Factor],
+        only: Sequence[str] | None = None,
+        known: Sequence[tuple[Factor, int]] = (),
     ) -> Parts:
         def weighted(factor: Factor) -> Factor:
             if self.weights is None or kwargs.get("index") is None or not factor.local:
@@ -328,6 +351,11 @@ class Objective:
 
         factors = [weighted(factor) for factor in factors]
         likelihood = total(f for f in factors if f.observed)
+        groups = likelihood.new_zeros(0)
+        if self.free_bits:
+            drawn = [f for f in factors if f.local and not f.observed]
+            groups = free_bits.in_groups([(weighted(f), size) for f, size in known], drawn, self.program, self.free_bits)
+            factors = [f for f in factors if f.observed or not f.local]
         kl = -total(f for f in factors if not f.observed)
         names = [name for name in _without_gradient(trace) if only is None or name in only]
         # One weight for all particles is one for all rows, too.
@@ -335,7 +363,7 @@ class Objective:
         score = _score(trace, likelihood - kl, [n for n in names if n not in rowwise])
         rows = row_scores([(trace.nodes[n], weighted(site_factor(n, trace.nodes[n]))) for n in rowwise], factors, like=kl)
         each = self._each(factors) if self.estimator == "importance_weighted" else kl.new_zeros(0)
-        return Parts(likelihood, kl, score, rows, each)
+        return Parts(likelihood, kl, score, rows, each, groups)
 
     def _each(self, factors: Sequence[Factor]) -> Tensor:
         """(2, N) the bound of each observation and what it counts; empty where latents are shared."""
@@ -372,6 +400,7 @@ class Parts(NamedTuple):
         score: log q of the draws without a reparametrisation.
         rows: what `row_scores` returns for those of them that belong to single observations: zeros with a gradient.
         each: the bound observation by observation, where an importance-weighted one needs it.
+        groups: with free bits, what `free_bits.in_groups` returns for the KL that is not in `kl` then.
     """
 
     likelihood: Tensor
@@ -379,6 +408,7 @@ class Parts(NamedTuple):
     score: Tensor
     rows: Tensor
     each: Tensor
+    groups: Tensor
 
 
 def _states_at(dim: int, weights: Tensor) -> Tensor:
@@ -398,8 +428,8 @@ def _without_gradient(trace: poutine.Trace) -> list[str]:
 
 
 def _kl(q: Any, p: Any) -> Tensor | None:
-    """KL(q || p) where torch knows it and both have the same shape."""
-    if q.batch_shape != p.batch_shape or q.event_shape != p.event_shape:
+    """KL(q || p) where torch knows it and both have the same shape; a point's is that of one draw."""
+    if isinstance(free_bits.bare(q), Delta) or q.batch_shape != p.batch_shape or q.event_shape != p.event_shape:
         return None
     try:
         kl: Tensor = kl_divergence(q, p)

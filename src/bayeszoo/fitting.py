@@ -33,6 +33,7 @@ def fit(
     schedule: str | Callable[[int, int], float] | None = None,
     clip_norm: float | None = None,
     kl_weight: float | Callable[[int, int], float] | None = None,
+    free_bits: float = 0.0,
     restarts: int = 1,
     seed: int = 0,
     discrete: Literal["marginalize", "guide"] = "marginalize",
@@ -70,6 +71,9 @@ def fit(
         clip_norm: greatest global norm of the gradient.
         kl_weight: what multiplies the KL term in the gradient, a number or `(step, steps) -> weight` for annealing; reported
             losses are never weighted.
+        free_bits: nats of KL that each latent number of an observation has at no cost in the gradient, averaged over the batch,
+            so that codes stay in use; all d numbers as one group with d times as much where their KL has no closed form
+            (`amortized_full_rank`, flows). Reported losses are the plain ELBO's.
         restarts: independent fits from overdispersed starts; they become ArviZ chains.
         seed: same seed and device, same losses.
         discrete: `marginalize` sums out discrete latents that the guide does not have and draws them afterwards; `guide`
@@ -112,7 +116,7 @@ def fit(
     return inference.fit(
         model, data, builder, guide_name=name, loss=loss, optimizer=optimizer, steps=steps, epochs=epochs,
         batch_size=batch_size, num_particles=num_particles, estimator=estimator, schedule=schedule, clip_norm=clip_norm,
-        kl_weight=kl_weight, restarts=restarts, seed=seed,
+        kl_weight=kl_weight, free_bits=free_bits, restarts=restarts, seed=seed,
         discrete=discrete, device=device, dtype=dtype, validation=validation, callbacks=callbacks, progress=progress,
         compile=compile, guide_options=options,
     )  # fmt: skip
