@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .likelihood.inference_gap import InferenceGap
     from .likelihood.log_marginal import LogMarginal
     from .prediction.averaging import AveragingCurve
+    from .prediction.picture_check import PictureCheck
+    from .prediction.picture_statistics import Statistic
     from .prediction.scores import ClassScores, NumberScores
 
 #: With more latents than this no ratio of densities over all of them is even, however good the guide is.
@@ -437,6 +439,34 @@ class Fit:
         from .likelihood.inference_gap import inference_gap
 
         return inference_gap(self, data, steps=steps, k=k, seed=seed)
+
+    def check_pictures(
+        self,
+        data: Any = None,
+        n: int = 200,
+        *,
+        statistics: Mapping[str, Statistic] | None = None,
+        size: tuple[int, int] | None = None,
+        site: str | None = None,
+        seed: int | None = None,
+    ) -> PictureCheck:
+        """Posterior predictive check of a model of pictures: sets drawn from it against the data, by numbers of each picture.
+
+        Args:
+            data: pictures, better ones that the model has not learned from; None takes up to 1,000 of the training data.
+            n: sets to draw, each as large as the data.
+            statistics: name -> function of pictures (N, H, W) that returns (N,), colours averaged; by default intensity, contrast,
+                share of lit pixels, symmetry from left to right, and the ink's centre by row and column.
+            size: (H, W), for pictures that are vectors and not square.
+            site: which observed site, where the model has several.
+            seed: by default the fit's own.
+
+        Returns:
+            Statistics of the data and of the drawn sets; print it, or see `.p_values` and `.to_arviz()`.
+        """
+        from .prediction.picture_check import check_pictures
+
+        return check_pictures(self, data, n, statistics=statistics, size=size, site=site, seed=seed)
 
     def save(self, path: Any, *, overwrite: bool = False) -> None:
         """Writes the fit into a folder, from which `bayeszoo.load` reads it; see `inference.checkpoint`."""

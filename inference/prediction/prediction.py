@@ -164,7 +164,7 @@ def simulate_observed(
     chunk = chunk_size(rows, torch.finfo(owned.dtype).bits // 8)
     with torch.no_grad():
         if values:
-            flat = _map_values(one, values, chunk)
+            flat = map_values(one, values, chunk)
         else:
             flat = map_random(lambda: one({}), num, owned.device, chunk)
     result: dict[str, dict[str, Tensor]] = {}
@@ -174,9 +174,10 @@ def simulate_observed(
     return result
 
 
-def _map_values(
+def map_values(
     one: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], values: Mapping[str, Tensor], chunk: int
 ) -> dict[str, Tensor]:
+    """A random function of one draw for each of many, stacked, by `torch.vmap` where it allows."""
     num = len(next(iter(values.values())))
     try:
         parts = [vmap_random(one, {k: v[i : i + chunk] for k, v in values.items()}) for i in range(0, num, chunk)]

@@ -1,0 +1,160 @@
+"""Posterior predictive check of a model of pictures: does what it draws look like the data, in numbers?
+
+    p = P( T(x_rep) >= T(x) ),    x_rep ~ p(x_rep | D)
+
+x_rep is a set of as many new pictures, with codes of their own from the prior and, of latents that all pictures share, draws of
+the guide. T is the mean or the standard deviation over the set of one number a picture. p near 0 or 1 says that the model does
+not draw such sets; of data from the model itself it is uniform (Rubin 1984; Gelman, Meng, Stern 1996).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ..draws import chunk_size, map_random
+from ..target.program import Fix
+from .new_inputs import new_inputs, observed_site
+from .picture_statistics import STATISTICS, Statistic, plane
+from .prediction import map_values
+from .predictive import latent_draws
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ..result import Fit
+
+SUMMARIES = ("mean", "sd")
+#: Pictures of the training data that are looked at, where no data are given.
+PICTURES = 1000
+
+
+@dataclass(frozen=True)
+class PictureCheck:
+    """Statistics of pictures and of sets drawn from the model, on the host.
+
+    Attributes:
+        observed: statistic -> (N,), of the data.
+        replicated: statistic -> (n, N), of n sets of as many pictures.
+    """
+
+    observed: Mapping[str, Tensor]
+    replicated: Mapping[str, Tensor]
+
+    @property
+    def p_values(self) -> dict[str, dict[str, float]]:
+        """statistic -> `mean` and `sd` over the set -> share of sets, the data's own among them, with at least the data's value."""
+        found = {}
+        for name, values in self.observed.items():
+            sets, own = _summaries(self.replicated[name]), _summaries(values[None])
+            found[name] = {k: (1 + int((sets[k] >= own[k]).sum())) / (1 + len(sets[k])) for k in SUMMARIES}
+        return found
+
+    def to_arviz(self) -> xr.DataTree:
+        """A tree for `az.plot_ppc_tstat` and `az.plot_ppc_dist`.
+
+        Every statistic is a variable of `posterior_predictive` (chain, draw, picture) and of `observed_data` (picture); the group
+        `p_value` has the p-values (summary).
+        """
+        import xarray as xr
+
+        p_values = self.p_values
+        groups = {
+            "posterior_predictive": {k: (("chain", "draw", "picture"), v.numpy()[None]) for k, v in self.replicated.items()},
+            "observed_data": {k: (("picture",), v.numpy()) for k, v in self.observed.items()},
+            "p_value": {k: (("summary",), np.array([p[s] for s in SUMMARIES])) for k, p in p_values.items()},
+        }
+        sizes = next(iter(self.replicated.values())).shape
+        coords: dict[str, Any] = {
+            "chain": [0],
+            "draw": np.arange(sizes[0]),
+            "picture": np.arange(sizes[1]),
+            "summary": list(SUMMARIES),
+        }
+        return xr.DataTree.from_dict(
+            {
+                name: xr.Dataset(group, coords={d: coords[d] for dims, _ in group.values() for d in dims})
+                for name, group in groups.items()
+            }
+        )
+
+    def __str__(self) -> str:
+        n, size = next(iter(self.replicated.values())).shape
+        width = max(map(len, self.observed))
+        lines = [
+            f"{n} sets of {size} pictures drawn from the model",
+            f"  {'':{width}}       {'data':>9}  {'model':>9}  {'sd':>8}  p",
+        ]
+        for name, ps in self.p_values.items():
+            sets, own = _summaries(self.replicated[name]), _summaries(self.observed[name][None])
+            for k in SUMMARIES:
+                shown = f"{float(own[k]):9.4f}  {float(sets[k].mean()):9.4f}  {float(sets[k].std()):8.1g}  {ps[k]:.3f}"
+                lines.append(f"  {name if k == SUMMARIES[0] else '':{width}}  {k:4} {shown}")
+        return "\n".join(lines)
+
+
+def _summaries(values: Tensor) -> dict[str, Tensor]:
+    """Of sets (n, N): mean and sd of each."""
+    return {"mean": values.mean(1), "sd": values.std(1)}
+
+
+def check_pictures(
+    fit: Fit,
+    data: Any = None,
+    n: int = 200,
+    *,
+    statistics: Mapping[str, Statistic] | None = None,
+    size: tuple[int, int] | None = None,
+    site: str | None = None,
+    seed: int | None = None,
+) -> PictureCheck:
+    """Compares pictures with sets drawn from the model; `Fit.check_pictures` documents the arguments."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 2:
+        raise ValueError(f"n must be a whole number of sets to draw, at least 2, got {n!r}")
+    found = observed_site(fit.program, site)
+    if not found.local or found.event_dim < 1 or len(found.batch_shape) != 1:
+        raise ValueError(
+            f"check_pictures is for models of pictures, and '{found.name}' is no array an observation; use to_arviz"
+        )
+    if data is None:
+        data = fit.data
+        if len(data) > PICTURES:
+            data = data.select(torch.linspace(0, len(data) - 1, PICTURES).round().long())
+    data = data.to(fit.device, fit.dtype)
+    pictures = data.observed if isinstance(data.observed, Tensor) else data.observed[found.name]
+    if len(pictures) < 2 or pictures.shape[1:] != found.shape[1:]:
+        raise ValueError(
+            f"check_pictures takes at least two pictures of shape {tuple(found.shape[1:])}, got {tuple(pictures.shape)}"
+        )
+    chosen = dict(STATISTICS if statistics is None else statistics)
+    lie = plane(found.shape[1:], size)
+
+    def measured(x: Tensor) -> dict[str, Tensor]:
+        grey = x.reshape(len(x), *lie).mean(1)
+        return {name: statistic(grey) for name, statistic in chosen.items()}
+
+    observed = measured(pictures)
+    for name, values in observed.items():
+        if values.shape != (len(pictures),):
+            raise ValueError(
+                f"a statistic takes pictures (N, H, W) and returns (N,), and '{name}' returned {tuple(values.shape)} for {len(pictures)}"
+            )
+    inputs = new_inputs(fit.data, fit.model, data.inputs or None, None if data.inputs else len(pictures))
+    seed = fit.seed if seed is None else seed
+
+    def one(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with Fix(latents):
+            trace = poutine.trace(fit.run.owned.model).get_trace(**inputs.kwargs)
+        return measured(trace.nodes[found.name]["value"])
+
+    chunk = min(n, chunk_size(len(pictures), pictures.element_size(), pictures[0].numel()))
+    with fit.run.owned.active(seed * 1009 + 37), torch.no_grad():
+        shared = latent_draws(fit.run, fit.data, n, seed * 1009 + 37)(0, n)
+        drawn = map_values(one, shared, chunk) if shared else map_random(lambda: one({}), n, fit.device, chunk)
+    return PictureCheck(*({k: v.detach().cpu().double() for k, v in values.items()} for values in (observed, drawn)))
