@@ -65,7 +65,7 @@ class PictureCheck:
         import xarray as xr
 
         p_values = self.p_values
-        groups = {
+        groups: dict[str, dict[str, tuple[tuple[str, ...], Any]]] = {
             "posterior_predictive": {k: (("chain", "draw", "picture"), v.numpy()[None]) for k, v in self.replicated.items()},
             "observed_data": {k: (("picture",), v.numpy()) for k, v in self.observed.items()},
             "p_value": {k: (("summary",), np.array([p[s] for s in SUMMARIES])) for k, p in p_values.items()},

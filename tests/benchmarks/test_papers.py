@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+import bayeszoo as bz
 from benchmarks.papers import __main__ as command
-from benchmarks.papers import early_exit, labels, labels_report, mean_field_mnist, uci, uci_report, vae_mnist
+from benchmarks.papers import early_exit, labels, labels_report, mean_field_mnist, out_of_domain, uci, uci_report, vae_mnist
 from benchmarks.papers.published import PUBLISHED, beats
 from benchmarks.papers.timing import Timing, limit
 
@@ -241,3 +242,49 @@ def test_a_report_of_mean_field_names_what_was_chosen() -> None:
     text = mean_field_mnist.render({"map": {"pilots": [{**run, "prior": "normal 0.3"}], "run": run}})
     assert "| map | normal 0.1 | 2 | 1.50 % |" in text
     assert "normal 0.3" in text
+
+
+def test_strangers_scores_by_hand() -> None:
+    log_p = torch.tensor([-10.0, -30.0, *[-20.0] * 18], dtype=torch.float64)
+    found = out_of_domain.scores(log_p, torch.full((20,), 5.0), typical=-19.0)
+    assert [float(found[name][0]) for name in out_of_domain.SCORES] == [10.0, 5.0, 9.0, 1.0]
+    assert len(found[f"typicality of {out_of_domain.GROUP}"]) == 2
+    own = torch.zeros(1, 1, 2, 3)
+    own[0, 0, 0, 2] = 1.0
+    kinds = out_of_domain.strangers(own, own, torch.Generator().manual_seed(0))
+    assert kinds["turned"].tolist() == [[[[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]]]
+    assert kinds["inverted"].sum() == 5
+    noise = kinds["noise"] * 255
+    assert torch.equal(noise, noise.round())
+
+
+def test_a_picture_of_noise_is_as_long_as_its_bytes() -> None:
+    both = torch.stack([torch.zeros(1, 40, 40), torch.randint(256, (1, 40, 40)) / 255])
+    empty, noise = (out_of_domain.code_lengths(both) / (8 * math.log(2))).tolist()
+    # Bytes: noise cannot be packed, and PNG adds its head, a byte a row and some sixty more.
+    assert 1600 <= noise < 1600 + 40 + 100
+    assert empty < 120
+
+
+def test_what_does_not_belong_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bright and dark stripes in the place of digits and clothes."""
+
+    def load(name: str, split: str, folder: str | None) -> bz.data.Data:
+        x = torch.zeros(60, 1, 8, 8)
+        x[:, :, ::2] = 1.0 if name == "mnist" else 0.4
+        x = (x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(len(split)))).clamp(0, 1)
+        return bz.data.Data({"x": (x * 255).round() / 255}, torch.zeros(60, dtype=torch.int64))
+
+    monkeypatch.setattr(bz.data, "load", load)
+    command.main(["out_of_domain", "--epochs", "60", "--pictures", "40", "--draws", "20", "--out", str(tmp_path)])
+    runs = json.loads((tmp_path / "out_of_domain.json").read_text())["runs"]
+    assert list(runs) == ["mnist", "fashion_mnist"]
+    # Every picture of noise is less probable than every held-out one, even after 60 steps.
+    assert all(run["auroc"]["noise"]["-log p(x)"] == pytest.approx(1.0) for run in runs.values())
+    assert all(run["log_p"]["held out"] > run["log_p"]["noise"] for run in runs.values())
+    text = (tmp_path / "out_of_domain.md").read_text()
+    assert "| Fashion-MNIST | MNIST |" in text
+    assert ("prefers strangers: " in text) == any(
+        areas["-log p(x)"] < 0.5 for run in runs.values() for areas in run["auroc"].values()
+    )
+    assert (tmp_path / "out_of_domain.png").stat().st_size > 1000
