@@ -30,6 +30,9 @@ from ..inference.target.program import DATA_PLATE, BoundData, Site, describe
 from .continuous import Plates
 from .relaxed import checked_temperature, straight_through
 
+#: log p(z) of a state below this is that of one that cannot occur, and no guide gives it a chance.
+_IMPOSSIBLE = -1e24
+
 WORDS = ("exact", "table", "global", "amortized", "reinforce", "relaxed")
 
 
@@ -81,12 +84,14 @@ class DiscreteGuide(PyroModule):
             raise ValueError("temperature is that of 'relaxed' draws, and no discrete latent has this guide; leave it out")
         self.temperature = checked_temperature(temperature)
         features = _Features(model, data)
+        self.possible: dict[str, Tensor | None] = {}
         self.parts = nn.ModuleList()
         for name, site in self.sites.items():
             if site.event_dim and site.distribution.event_shape.numel() > 1:
                 raise ValueError(
                     f"site '{site.name}' has vector-valued states; write it with Categorical to enumerate it in the guide"
                 )
+            self.possible[name] = _possible(site)
             self.parts.append(_part(words[name], site, features, hidden))
 
     def set_tables(self, probs: Mapping[str, Tensor]) -> None:
@@ -102,6 +107,7 @@ class DiscreteGuide(PyroModule):
             self.continuous(*args, index=index, **kwargs)
         for (name, site), part in zip(self.sites.items(), self.parts, strict=True):
             logits, infer = part(index, kwargs)
+            logits = self._masked(name, logits)
             if name in self.relaxed:
                 infer = {"relaxed": straight_through(logits, self.temperature)}
             with plates.around(site):
@@ -121,7 +127,11 @@ class DiscreteGuide(PyroModule):
             raise ValueError(
                 f"q of '{name}' is a table of the training data and says nothing of new inputs; fit with 'amortized'"
             )
-        return torch.softmax(part(index, kwargs)[0], -1)
+        return torch.softmax(self._masked(name, part(index, kwargs)[0]), -1)
+
+    def _masked(self, name: str, logits: Tensor) -> Tensor:
+        possible = self.possible[name]
+        return logits if possible is None else logits.masked_fill(~possible.to(logits.device), 10 * _IMPOSSIBLE)
 
 
 class Table(nn.Module):
@@ -224,6 +234,14 @@ def _small_net(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 def _data_dim(site: Site) -> int:
     return next(len(site.batch_shape) + p.dim for p in site.plates if p.name == DATA_PLATE)
+
+
+def _possible(site: Site) -> Tensor | None:
+    """Which states the prior allows, (K,); None where it allows all of them."""
+    with torch.no_grad():
+        log_p = site.distribution.log_prob(site.distribution.enumerate_support(expand=False))
+    allowed = (log_p > _IMPOSSIBLE).reshape(len(log_p), -1).any(1)
+    return None if bool(allowed.all()) else allowed
 
 
 def _states(site: Site) -> int:

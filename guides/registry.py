@@ -11,6 +11,7 @@ from ..inference.target.program import BoundData, describe
 from . import mixed
 from .amortized import Amortized, AmortizedFlow, AmortizedFullRank, PerDatum
 from .beta import BetaGuide
+from .discrete import WORDS as DISCRETE_WORDS
 from .discrete import DiscreteGuide
 from .dropout import ConcreteDropout, DropConnect, McDropout
 from .ensemble import Ensemble
@@ -77,6 +78,8 @@ def get(name: str) -> Family:
     Raises:
         ValueError: naming the nearest names.
     """
+    if name not in FAMILIES and name in DISCRETE_WORDS:
+        raise ValueError(f"'{name}' is a guide of a discrete latent, which is given by its name: guide={{'z': '{name}'}} for a site z")
     if name not in FAMILIES:
         near = difflib.get_close_matches(name, list(FAMILIES), 3, 0.4)
         hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""

@@ -26,8 +26,8 @@ from .latent_weights import LatentWeights, LayerFilter
 from .residual import ResidualNetwork
 from .weight_priors import WeightPrior
 
-#: log p(z) of a depth whose prior is zero: no likelihood makes up for it, and it is finite.
-_FORBIDDEN = -1e4
+#: log p(z) of a depth whose prior is zero: no data make up for it, and it is finite, since 0 * inf is no number.
+_FORBIDDEN = -1e25
 
 
 class AdaptiveDepthResNet(LatentWeights):
@@ -46,6 +46,7 @@ class AdaptiveDepthResNet(LatentWeights):
     """
 
     probs: Tensor
+    log_probs: Tensor
 
     def __init__(
         self,
@@ -74,6 +75,8 @@ class AdaptiveDepthResNet(LatentWeights):
         self.scope = scope
         self.depth: int = net.depth
         self.register_buffer("probs", prior_of_depth(depth_prior, net.depth, depth_rate))
+        # Taken in double precision: in single precision a steep prior's last probabilities are zero.
+        self.register_buffer("log_probs", self.probs.log().clamp_min(_FORBIDDEN), persistent=False)
 
     def forward(
         self, x: Tensor, y: Tensor | None = None, *, num_data: int | None = None, index: Tensor | None = None
@@ -90,8 +93,8 @@ class AdaptiveDepthResNet(LatentWeights):
             Classes, observed or simulated, `(N,)`.
         """
         logits = self.run(self.draw_weights(x), x)
-        # By its logarithms: probabilities below the precision's epsilon would be raised to it. Finite ones, since 0 * inf is no number.
-        prior = dist.Categorical(logits=self.probs.to(x).log().clamp_min(_FORBIDDEN))
+        # By its logarithms: probabilities below the precision's epsilon would be raised to it.
+        prior = dist.Categorical(logits=self.log_probs.to(x))
         z = pyro.sample("z", prior) if self.scope == "data" else None
         with data_plate(len(x), num_data, index):
             z = pyro.sample("z", prior) if z is None else z
@@ -107,7 +110,7 @@ class AdaptiveDepthResNet(LatentWeights):
         """
         score = torch.log_softmax(logits, -1).gather(2, y.long()[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(2)
         score = score.sum(0) if self.scope == "data" else score
-        return torch.softmax(score + self.probs.log().to(score), -1)
+        return torch.softmax(score + self.log_probs.to(score), -1)
 
     def check(self, data: BoundData) -> None:
         """Raise ValueError where the data do not fit: another shape of x, labels that are no classes, a single class."""

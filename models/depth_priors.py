@@ -72,7 +72,8 @@ def depth_prior(wanted: str | Sequence[float] | Tensor, depth: int, rate: float 
             f"the prior on z needs {depth + 1} probabilities, one for each of 0 to {depth} layers, and has the shape {tuple(probs.shape)}"
         )
     if not bool((probs >= 0).all()):
-        raise ValueError(f"the prior on z must not be negative, and its least entry is {float(probs.min()):g}")
+        bad = float(probs[~(probs >= 0)][0])
+        raise ValueError(f"the prior on z has probabilities, which are not negative, and one of its entries is {bad:g}")
     if not abs(float(probs.sum()) - 1) < 1e-6:
         raise ValueError(f"the prior on z must sum to 1, and sums to {float(probs.sum()):g}; divide it by its sum")
     return probs / probs.sum()

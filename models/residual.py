@@ -36,18 +36,20 @@ class ResidualNetwork(nn.Module):
         super().__init__()
         self.stem = stem
         self.blocks = nn.ModuleList(blocks)
-        self.heads = nn.ModuleList(heads)
         given = [] if adapters is None else list(adapters)
         unique = list(dict.fromkeys(given))
         # Each once, so that its weights have one name.
         self.adapters = None if adapters is None else nn.ModuleList(unique)
         self.adapter_of = [unique.index(adapter) for adapter in given]
+        self.heads = nn.ModuleList(heads)  # last, as the layers that see the network's features last are
         if not len(self.blocks):
             raise ValueError("a network of adaptive depth needs at least one residual layer, and depth is 0")
         if len(self.heads) not in (1, self.depth + 1):
             raise ValueError(
                 f"{self.depth} layers need one head, or {self.depth + 1}, one for each of 0 to {self.depth} layers; got {len(self.heads)}"
             )
+        if given and len(given) != self.depth + 1:
+            raise ValueError(f"adapters are one for each of 0 to {self.depth} layers, and there are {len(given)}")
 
     @property
     def depth(self) -> int:

@@ -394,20 +394,13 @@ for n, scale, fit in rows:
 known = pool.select(pool.observed < 5)
 inside, outside = test.select(test.observed < 5), test.select(test.observed >= 5)
 
-
-def auroc(inside, outside):
-    """Share of pairs in the right order, ties counting half."""
-    gap = outside[:, None] - inside[None, :]
-    return float((gap > 0).double().mean() + 0.5 * (gap == 0).double().mean())
-
-
 five = {guide: fit_pictures(guide, known, **options) for guide, options in GUIDES.items()}
 doubts = {g: tuple(fit.predict(d.inputs, n=100, keep_draws=False) for d in (inside, outside)) for g, fit in five.items()}
 print("              accuracy, NLL on 0-4    AUROC by total  aleatoric  epistemic    sure (> 90 %) of a 5-9")
 for guide, (near, far) in doubts.items():
     s = near.scores(inside)
     parts = ("total", "aleatoric", "epistemic")
-    by = [auroc(*(getattr(p, part).round(decimals=9) for p in (near, far))) for part in parts]
+    by = [bz.inference.auroc(*(getattr(p, part).round(decimals=9) for p in (near, far))) for part in parts]
     sure = float((far.probs.max(1).values > 0.9).double().mean())
     print(f"{guide:12} {s.accuracy:9.3f} {s.nll:9.3f} {by[0]:17.3f} {by[1]:10.3f} {by[2]:10.3f} {sure:15.3f}")
 

@@ -106,8 +106,9 @@ def early_exit(
     with run.owned.active(seed), torch.no_grad():
         x = _inputs(fit, x)
         draws = run.draws(fit.data, n, seed, discrete=False, score=False).values if model.sites else {}
-        stages = Stages(model.net, {name: draws[name] for name in model.sites})
-        prior = _prior(fit, n, seed)
+        weights = {name: draws[name] for name in model.sites}
+        prior, each = _prior(fit, weights)
+        stages = Stages(model.net, weights, each)
         make = _maker(fit, rule, x, prior)
         answer = functools.partial(_run, stages, make, x, batch_size, len(prior) - 1)
         label, layers, prob = answer(early=True)
@@ -131,7 +132,7 @@ def _inputs(fit: Any, x: Any) -> Tensor:
         check_scale(fit.data, x)
     x = getattr(x, "inputs", x)
     try:
-        x = x["x"] if isinstance(x, Mapping) else torch.as_tensor(x)
+        x = torch.as_tensor(x["x"] if isinstance(x, Mapping) else x)
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise ValueError("early_exit takes Data, a tensor of inputs (N, ...), or a dictionary with inputs under 'x'") from None
     seen = fit.data.inputs["x"]
@@ -147,23 +148,23 @@ def _inputs(fit: Any, x: Any) -> Tensor:
     return out
 
 
-def _prior(fit: Any, n: int, seed: int) -> Tensor:
-    """p(z) `(L + 1,)` for a new input: the prior; where all inputs share z, its posterior given the training data.
+def _prior(fit: Any, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """p(z) `(L + 1,)` for a new input, and `(S, L + 1)` for each draw of the weights where it depends on them.
 
-    That is q(z) where the guide has one. Otherwise z was summed out, and it is the exact posterior given the weights, averaged over
-    `n` draws of those that are latent.
+    It is the prior; where all inputs share z, its posterior given the training data: q(z) where the guide has one. Otherwise z was
+    summed out, and each draw of the weights has its own.
     """
     model, guide = fit.model, fit.run.owned.guide
     prior: Tensor = model.probs.to(dtype=fit.run.owned.dtype, device=fit.run.owned.device)
     if model.scope == "input":
-        return prior
+        return prior, None
     if "z" in getattr(guide, "sites", {}):
         q: Tensor = guide.probs("z")
-        return q
+        return q, None
     bound = fit.data.bind(model)
-    values = fit.run.draws(fit.data, n, seed, discrete=False, score=False).values if model.sites else {}
-    draws = [{name: values[name][s] for name in model.sites} for s in range(n if model.sites else 1)]
-    return torch.stack([model.depth_posterior(model.run(weights, bound["x"]), bound["y"]) for weights in draws]).mean(0)
+    draws = [{name: values[s] for name, values in weights.items()} for s in range(len(next(iter(weights.values()))) if weights else 1)]
+    each = torch.stack([model.depth_posterior(model.run(one, bound["x"]), bound["y"]) for one in draws])
+    return each.mean(0), each if weights else None
 
 
 def _maker(fit: Any, rule: str, x: Tensor, prior: Tensor) -> Callable[[slice], Rule]:
@@ -176,7 +177,9 @@ def _maker(fit: Any, rule: str, x: Tensor, prior: Tensor) -> Callable[[slice], R
         depth = torch.distributions.Categorical(prior).sample((len(x),))
         return lambda rows: Given(depth[rows])
     guide = fit.run.owned.guide
-    if fit.model.scope != "input" or "z" not in getattr(guide, "sites", {}) or not hasattr(guide, "probs"):
+    if fit.model.scope != "input":
+        raise ValueError("rule 'amortized' asks q(z | x) of each input for its depth, and here all inputs share one; use rule 'mode'")
+    if "z" not in getattr(guide, "sites", {}) or not hasattr(guide, "probs"):
         raise ValueError(
             "rule 'amortized' asks q(z | x) for the depth, and the fit has none; fit with guide={'z': 'amortized'}, or use rule 'mode'"
         )
@@ -222,7 +225,7 @@ def _batch(
         h = stages.block(number, h) if number else h
         if isinstance(rule, Given) and number < depth and not bool((rule.depth == number).any()):
             continue
-        done = rule.update(number, stages.probs(number, h))
+        done = rule.update(number, *stages.probs(number, h))
         if number < depth and not (early and bool(done.any())):
             continue
         gone = done if number < depth else torch.ones_like(done)

@@ -8,6 +8,7 @@ J(y, z) = p(y | x, z) p(z) is known for z = 0 .. l after l layers. Two answers h
 Ties go to the smallest z, then to the smallest y. A product of matrices differs in its last bits with the number of rows, so
 a certificate must hold with a margin; where two classes are nearer than that among what was computed, all layers are run for
 this row alone, so that its answer is always the same. With many draws of the weights p(y | x, z) is their average, which is at most 1, too.
+Rounding of the logits is relative to their size, and becomes the relative error of p(y | x, z).
 """
 
 from __future__ import annotations
@@ -17,15 +18,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-#: Rounding of p(y | x, z) in units of the precision's epsilon: of the matrix products that differ with the number of rows.
-ROUNDING = 1000.0
+#: Rounding of p(y | x, z) in units of the precision's epsilon, for logits of at most `SIZE` in absolute value: of the matrix
+#: products that differ with the number of rows. Ten times what networks with logits of some thousands show.
+ROUNDING, SIZE = 1000.0, 10.0
+
+
+def rounding(size: Tensor) -> Tensor:
+    """Relative error of p(y | x, z) from logits of some size, both `(N,)`."""
+    return ROUNDING * torch.finfo(size.dtype).eps * (size / SIZE).clamp_min(1.0)
 
 
 class Rule(Protocol):
     """What is known of some inputs so far, one row each."""
 
-    def update(self, layers: int, probs: Tensor) -> Tensor:
-        """Takes p(y | x, z = layers), `(N, K)`; returns which rows are certain, `(N,)`."""
+    def update(self, layers: int, probs: Tensor, size: Tensor) -> Tensor:
+        """Takes p(y | x, z = layers), `(N, K)`, and the size of its logits, `(N,)`; returns which rows are certain, `(N,)`."""
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these rows only."""
@@ -45,22 +52,23 @@ class Mode:
         self.best = prior.new_full((rows,), -1.0)
         self.label = torch.zeros(rows, dtype=torch.long, device=prior.device)
         self.most = prior.new_full((rows, classes), -1.0)  # the largest J of each class
-        deeper = torch.cat([prior, prior.new_zeros(1)]).flip(0).cummax(0).values.flip(0)[1:]
-        self.deeper = deeper * (1 + ROUNDING * torch.finfo(prior.dtype).eps)
+        self.deeper = torch.cat([prior, prior.new_zeros(1)]).flip(0).cummax(0).values.flip(0)[1:]
+        self.margin = prior.new_zeros(rows)
 
-    def update(self, layers: int, probs: Tensor) -> Tensor:
+    def update(self, layers: int, probs: Tensor, size: Tensor) -> Tensor:
         """See `Rule`."""
+        self.margin = torch.maximum(self.margin, rounding(size))
         joint = self.prior[layers] * probs
         self.most = torch.maximum(self.most, joint)
         value, label = joint.max(1)
         better = value > self.best  # strictly: a tie belongs to fewer layers
         self.best = torch.where(better, value, self.best)
         self.label = torch.where(better, label, self.label)
-        return self.best >= self.deeper[layers]
+        return self.best >= self.deeper[layers] * (1 + self.margin)
 
     def keep(self, rows: Tensor) -> None:
         """See `Rule`."""
-        self.best, self.label, self.most = self.best[rows], self.label[rows], self.most[rows]
+        self.best, self.label, self.most, self.margin = self.best[rows], self.label[rows], self.most[rows], self.margin[rows]
 
     def answer(self) -> tuple[Tensor, Tensor]:
         """See `Rule`."""
@@ -69,7 +77,7 @@ class Mode:
     def close(self) -> Tensor:
         """See `Rule`."""
         second = self.most.scatter(1, self.label.unsqueeze(1), -1.0).max(1).values
-        return second >= self.best * (1 - ROUNDING * torch.finfo(self.best.dtype).eps)
+        return second >= self.best * (1 - self.margin)
 
 
 class Marginal:
@@ -78,21 +86,21 @@ class Marginal:
     def __init__(self, prior: Tensor, rows: int, classes: int) -> None:
         self.prior = prior
         self.sums = prior.new_zeros(rows, classes)
-        left = torch.cat([prior, prior.new_zeros(1)]).flip(0).cumsum(0).flip(0)[1:]
-        self.margin = ROUNDING * torch.finfo(prior.dtype).eps
-        self.left = left * (1 + self.margin)
+        self.left = torch.cat([prior, prior.new_zeros(1)]).flip(0).cumsum(0).flip(0)[1:]
+        self.margin = prior.new_zeros(rows)
 
-    def update(self, layers: int, probs: Tensor) -> Tensor:
+    def update(self, layers: int, probs: Tensor, size: Tensor) -> Tensor:
         """See `Rule`."""
+        self.margin = torch.maximum(self.margin, rounding(size))
         self.sums = self.sums + self.prior[layers] * probs
         if layers == len(self.prior) - 1:
             return torch.ones(len(probs), dtype=torch.bool, device=probs.device)
         first, second = self.sums.topk(2, 1).values.unbind(1)
-        return first - second > self.left[layers] + self.margin * first
+        return first - second > self.left[layers] * (1 + self.margin) + self.margin * first
 
     def keep(self, rows: Tensor) -> None:
         """See `Rule`."""
-        self.sums = self.sums[rows]
+        self.sums, self.margin = self.sums[rows], self.margin[rows]
 
     def answer(self) -> tuple[Tensor, Tensor]:
         """See `Rule`."""
@@ -113,7 +121,7 @@ class Given:
         self.label = torch.zeros(len(depth), dtype=torch.long, device=depth.device)
         self.prob = torch.zeros(len(depth), device=depth.device)
 
-    def update(self, layers: int, probs: Tensor) -> Tensor:
+    def update(self, layers: int, probs: Tensor, size: Tensor) -> Tensor:
         """See `Rule`."""
         here = self.depth == layers
         value, label = probs.max(1)

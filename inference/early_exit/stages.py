@@ -17,11 +17,14 @@ class Stages:
     Args:
         net: the network, with the trained weights of its points.
         weights: site -> draws `(S, *shape)` of latent weights; empty where all are points.
+        prior: `(S, L + 1)` p(z) of each draw where it depends on the weights, which then count by it.
     """
 
-    def __init__(self, net: Any, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, net: Any, weights: Mapping[str, Tensor], prior: Tensor | None = None) -> None:
         self.net, self.weights = net, dict(weights)
         self.depth: int = net.depth
+        # A depth that no draw gives a chance has no answer that counts.
+        self.shares = None if prior is None else prior / prior.sum(0).clamp_min(torch.finfo(prior.dtype).tiny)
 
     def stem(self, x: Tensor) -> Tensor:
         """h_0: `(N, ...)`, or `(S, N, ...)` with draws."""
@@ -31,11 +34,14 @@ class Stages:
         """h after `layers` layers from h after one less."""
         return self._each(self.net.blocks[layers - 1], f"blocks.{layers - 1}.", h)
 
-    def probs(self, layers: int, h: Tensor) -> Tensor:
-        """p(y | x, z = layers), averaged over draws: `(N, K)`."""
+    def probs(self, layers: int, h: Tensor) -> tuple[Tensor, Tensor]:
+        """p(y | x, z = layers), averaged over draws, `(N, K)`; and the size of the logits that it comes from, `(N,)`."""
         out = self._each(_Exit(self.net, layers), "net.", h)
-        probs = torch.softmax(out, -1)
-        return probs.mean(0) if self.weights else probs
+        probs, size = torch.softmax(out, -1), out.abs().amax(-1)
+        if not self.weights:
+            return probs, size
+        mean = probs.mean(0) if self.shares is None else torch.einsum("s,snk->nk", self.shares[:, layers], probs)
+        return mean, size.amax(0)
 
     def keep(self, h: Tensor, rows: Tensor) -> Tensor:
         """Some rows of h."""

@@ -171,8 +171,8 @@ def _sum_out(factors: list[Factor], dims: Mapping[str, int], nudge: Values) -> l
         if other is not scale and not bool(torch.as_tensor(other == scale)):
             raise ValueError(
                 f"site '{scales[0][0]}' is discrete and shared by all observations, but '{name}' is seen in minibatches, and "
-                "the sum over the one does not commute with the subsample of the other; pass discrete='guide', or leave "
-                "out batch_size"
+                "the sum over the one does not commute with the subsample of the other; leave out batch_size, or give the site a "
+                f"guide: discrete='guide', or by word guide={{'{scales[0][0]}': 'global'}}"
             )
     names = {symbol: name for name, symbol in plate_symbols.items()}
     for ordinal, terms in contract_tensor_tree(tree, set(symbols.values()), ring=Ring()).items():

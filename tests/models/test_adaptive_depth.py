@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -119,6 +120,55 @@ def test_one_table_for_all_inputs_reaches_its_closed_form() -> None:
     assert lowest - 1e-9 <= fit.loss < lowest + 1e-3
 
 
+def sure(second: tuple[float, float], n: int = 20_000) -> tuple[Any, bz.data.Data]:
+    """One layer whose exit knows the class of every input, without layers none; and N inputs."""
+    net = residual_mlp(2, 2, depth=1, width=2)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        net.stem[1].weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+        net.heads[1][1].weight.copy_(torch.tensor([[0.0, second[0]], [second[1], 0.0]]))
+    x = torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
+    return net, bz.data.Data({"x": x}, (x[:, 0] > 0).long(), num_classes=2)
+
+
+@pytest.mark.parametrize("z", ["exact", "global", "table", "relaxed"])
+def test_no_data_make_up_for_a_prior_of_zero(z: str) -> None:
+    net, data = sure((10.0, 10.0))
+    fit = bz.fit(
+        bz.models.AdaptiveDepthResNet(net, [1.0, 0.0], scope="data", freeze=True), data, {"z": z}, steps=3, compile=False, progress=False
+    )
+    # Without layers both classes have probability 1/2; with one layer 20,000 rows would gain 13,000 nats.
+    assert fit.loss == pytest.approx(20_000 * math.log(2), rel=1e-6)
+    assert int(fit.sample(50, seed=1)["z"].max()) == 0
+
+
+@pytest.mark.parametrize("z", ["exact", "amortized", "table", "global", "reinforce"])
+def test_nor_does_one_input(z: str) -> None:
+    net, data = sure((1e5, 1e5), n=20)
+    fit = bz.fit(bz.models.AdaptiveDepthResNet(net, [1.0, 0.0], freeze=True), data, {"z": z}, steps=3, compile=False, progress=False)
+    assert fit.loss == pytest.approx(20 * math.log(2), rel=1e-6)
+
+
+def test_a_steep_prior_in_single_precision() -> None:
+    net = residual_mlp(2, 2, depth=8, width=2)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        net.heads[8][1].bias.copy_(torch.tensor([3.0, 0.0]))
+    data = bz.data.Data({"x": torch.randn(1000, 2)}, torch.tensor([0] * 999 + [1]), num_classes=2)
+    model = bz.models.AdaptiveDepthResNet(net, "geometric", 1e-6, scope="data", freeze=True)
+    loss = bz.fit(model, data, steps=1, compile=False, progress=False, dtype=torch.float32).loss
+    # p(z = 8) = 1e-48 is no number of single precision; its logarithm is, and 999 classes that are right outweigh it.
+    right = 999 * math.log1p(math.exp(-3)) + (3 + math.log1p(math.exp(-3)))
+    assert loss == pytest.approx(right + 8 * math.log(1e6) - math.log1p(-1e-6), rel=1e-5)
+
+
+def test_the_last_layer_is_the_head_that_all_depths_share() -> None:
+    net = residual_cnn(1, 4, (1, 2), (4, 8), "shared")
+    assert list(bz.models.AdaptiveDepthResNet(net, prior="normal", bayesian="last").sites) == ["heads.0.weight", "heads.0.bias"]
+
+
 def test_reinforce_is_unbiased_and_the_baseline_helps() -> None:
     torch.manual_seed(3)
     model, data = bz.models.AdaptiveDepthResNet(residual_mlp(2, 3, 3, 8), freeze=True), spiral(30)
@@ -226,6 +276,14 @@ def test_what_is_refused() -> None:
         ),
         "unknown guide 'mean_feld'; did you mean 'mean_field'": lambda: bz.fit(
             bayesian, data, {"weights": "mean_feld", "z": "exact"}, steps=1
+        ),
+        "'global' is a guide of a discrete latent, which is given by its name": lambda: bz.fit(model, data, "global", steps=1),
+        "here all inputs share one; use rule 'mode'": lambda: bz.fit(
+            bz.models.AdaptiveDepthResNet(residual_mlp(2, 3), scope="data"), data, {"z": "global"}, steps=1, progress=False
+        ).early_exit(data, "amortized"),
+        "one of its entries is nan": lambda: bz.models.AdaptiveDepthResNet(residual_mlp(2, 3, 1), [math.nan, 1.0]),
+        "adapters are one for each of 0 to 1 layers, and there are 1": lambda: bz.models.ResidualNetwork(
+            net.stem, net.blocks, net.heads[:1], [torch.nn.Identity()]
         ),
         "unknown guide 'exakt' for the discrete latent 'z'": lambda: bz.fit(model, data, {"z": "exakt"}, steps=1),
         "its weights are points": lambda: bz.fit(model, data, {"weights": "mean_field", "z": "exact"}, steps=1),

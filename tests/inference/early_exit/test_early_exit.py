@@ -41,7 +41,7 @@ def test_certificates_hold_for_any_probabilities_and_prior(dtype: torch.dtype) -
             rule = kind(prior, 50, classes)
             answer = torch.full((50,), -1)
             for layers in range(depth + 1):
-                done = rule.update(layers, probs[:, layers]) & (answer < 0)
+                done = rule.update(layers, probs[:, layers], torch.ones(len(probs))) & (answer < 0)
                 answer = torch.where(done, rule.answer()[0], answer)
                 stopped[name] += int(done.sum()) * (layers < depth)
             assert torch.equal(answer, full(prior, probs)[name])
@@ -51,8 +51,8 @@ def test_certificates_hold_for_any_probabilities_and_prior(dtype: torch.dtype) -
 def test_a_tie_goes_to_fewer_layers() -> None:
     prior = torch.tensor([0.5, 0.5])
     rule = Mode(prior, 1, 2)
-    rule.update(0, torch.tensor([[0.1, 0.9]]))
-    rule.update(1, torch.tensor([[0.9, 0.1]]))
+    rule.update(0, torch.tensor([[0.1, 0.9]]), torch.ones(1))
+    rule.update(1, torch.tensor([[0.9, 0.1]]), torch.ones(1))
     assert rule.answer()[0].tolist() == [1]
 
 
@@ -210,3 +210,47 @@ def test_inputs_that_are_none_are_refused() -> None:
         with pytest.raises(ValueError, match=words) as caught:
             call()
         assert str(caught.value).count("\n") == 0
+
+
+def test_draws_of_weights_count_by_their_posterior_of_the_depth() -> None:
+    """Where all inputs share z and it is summed out: p(y | x) is the mean over draws of sum_z p(y | x, z, w) p(z | w, D)."""
+    train, test = bz.data.load("digits").split(0.2, seed=0)
+    test = test.select(torch.arange(200))
+    torch.manual_seed(2)
+    net = residual_mlp(64, 10, depth=3, width=6)
+    fit = bz.fit(
+        bz.models.AdaptiveDepthResNet(net, "geometric", 0.9, scope="data", prior="normal"), train,
+        {"weights": "ensemble", "z": "exact"}, steps=30, optimizer=0.02, progress=False, compile=False,
+    )  # fmt: skip
+    model, run = fit.model, fit.run
+    with run.owned.active(0), torch.no_grad():
+        draws = run.draws(fit.data, 6, 0, discrete=False, score=False).values
+        each = [{n: draws[n][s] for n in model.sites} for s in range(6)]
+        bound = fit.data.bind(model)
+        z = torch.stack([model.depth_posterior(model.run(w, bound["x"]), bound["y"]) for w in each])
+        joint = torch.stack([torch.softmax(model.run(w, test.inputs["x"]), -1) for w in each]) * z[:, None, :, None]
+    assert float(z.std(0).max()) > 0.1  # or the average of p(z | w, D) would do
+    joint = joint.mean(0)
+    mode, marginal = fit.early_exit(test, "mode", n=6), fit.early_exit(test, "marginal", n=6)
+    assert torch.allclose(mode.prob, joint.flatten(1).max(1).values, atol=1e-6)
+    assert torch.equal(mode.label, joint.max(1).values.argmax(1))
+    assert torch.equal(marginal.label, joint.sum(1).argmax(1))
+
+
+@pytest.mark.parametrize("common", [1e4, 1e5])
+def test_logits_that_are_large_round_more(common: float) -> None:
+    torch.manual_seed(3)
+    net = residual_mlp(8, 2, depth=4, width=64)
+    with torch.no_grad():
+        for head in net.heads:  # the same for both classes, so that it cancels but for its rounding
+            head[1].weight.add_(common * torch.rand(1, 64))
+    x = torch.randn(1500, 8)
+    data = bz.data.Data({"x": x}, (x[:, 0] > 0).long(), num_classes=2)
+    model = bz.models.AdaptiveDepthResNet(net, "geometric", 0.9, freeze=True)
+    fit = bz.fit(model, data, "exact", steps=1, progress=False, compile=False, dtype=torch.float32)
+    with torch.no_grad():
+        alone = torch.cat([torch.softmax(fit.model.net(row), -1) for row in x.split(1)])
+    for rule in ("mode", "marginal"):
+        found = fit.early_exit(x, rule, batch_size=4, repeats=1)
+        assert found.agreement == 1.0
+        assert torch.equal(found.label, full(fit.model.probs.float(), alone)[rule])
