@@ -72,12 +72,14 @@ class SemiSupervised(PyroModule):
         """Draws class and style of these pictures."""
         seen = self._seen(x)
         logits = self.classifier(self.class_body(seen))
+        infer = {}
         if y is not None:
+            infer["auxiliary"] = self._classification(logits, y)
             told = _SURE * _one_hot(y.clamp_min(0), self.classes, logits)
             logits = torch.where((y >= 0).unsqueeze(-1), told, logits)
         size = len(x) if index is None else num_data or self.program.num_data
         with pyro.plate(DATA_PLATE, size, subsample=index, dim=-1):
-            c = pyro.sample("c", dist.Categorical(logits=logits))
+            c = pyro.sample("c", dist.Categorical(logits=logits), infer=infer)
             classes = _one_hot(c, self.classes, seen)
             features = self.body(seen)
             shape = torch.broadcast_shapes(features.shape[:-1], classes.shape[:-1])
@@ -85,18 +87,15 @@ class SemiSupervised(PyroModule):
             loc, raw = self.style(both).chunk(2, -1)
             pyro.sample("z", dist.Normal(loc, positive(raw)).to_event(1))
 
-    def auxiliary(self, x: Tensor, y: Tensor | None = None, **_: Any) -> Tensor:
-        """The classifier's part of what is maximised, in nats of the whole data set."""
-        if y is None:
-            return x.new_zeros(())
-        score = torch.log_softmax(self.classifier(self.class_body(self._seen(x))), -1)
-        known = (y >= 0).to(score)
-        right = score.gather(-1, y.clamp_min(0).unsqueeze(-1)).squeeze(-1)
-        return self.alpha * self.num_labelled * (right * known).sum() / known.sum().clamp_min(1.0)
-
     def probs(self, name: str = "c", *, x: Tensor) -> Tensor:
         """Return q(c | x) of pictures, `(N, K)`."""
         return torch.softmax(self.classifier(self.class_body(self._seen(x))), -1)
+
+    def _classification(self, logits: Tensor, y: Tensor) -> Tensor:
+        """What is maximised beside the bound: log q(c | x) of known labels, in nats of the whole data set."""
+        known = (y >= 0).to(logits)
+        right = torch.log_softmax(logits, -1).gather(-1, y.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+        return self.alpha * self.num_labelled * (right * known).sum() / known.sum().clamp_min(1.0)
 
     def _seen(self, x: Tensor) -> Tensor:
         return (x - self.center) / self.scale

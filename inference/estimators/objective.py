@@ -108,7 +108,7 @@ class Objective:
             parts = self._particle(kwargs, row, strict)
         else:
             parts = self._particles(kwargs, noise, strict)
-        likelihood, kl, score, rows, each, groups = parts
+        likelihood, kl, score, rows, each, groups, auxiliary = parts
         bound = likelihood - kl
         # REINFORCE: `score` is log q of the draws without a reparametrisation; its gradient is weighted by the bound.
         score = score - score.detach()
@@ -133,9 +133,8 @@ class Objective:
                 surrogate = surrogate + (rows[..., 0] - weight * rows[..., 1] + rows[..., 2]).mean()
             if members is not None:
                 surrogate = weighted.sum()  # each member trains as if it were alone
-        auxiliary = getattr(self.guide, "auxiliary", None)
-        if auxiliary is not None:
-            surrogate = surrogate + auxiliary(**kwargs)
+        if auxiliary.shape[-1]:
+            surrogate = surrogate + auxiliary.mean()
         return -surrogate, -value
 
     def count_noise(self, kwargs: Mapping[str, Any]) -> tuple[int, int]:
@@ -278,7 +277,7 @@ class Objective:
             kl = torch.zeros_like(likelihood) if penalty is None else penalty()
             zero = torch.zeros_like(likelihood)
             nothing = zero.new_zeros(0)
-            return Parts(likelihood, kl, zero, nothing, nothing, nothing)
+            return Parts(likelihood, kl, zero, nothing, nothing, nothing, nothing)
         if self.estimator == "analytic_kl":
             return self._analytic(model, kwargs, trace, values)
         factors = model_factors(self.program, model, kwargs, values)
@@ -363,7 +362,7 @@ class Objective:
         score = _score(trace, likelihood - kl, [n for n in names if n not in rowwise])
         rows = row_scores([(trace.nodes[n], weighted(site_factor(n, trace.nodes[n]))) for n in rowwise], factors, like=kl)
         each = self._each(factors) if self.estimator == "importance_weighted" else kl.new_zeros(0)
-        return Parts(likelihood, kl, score, rows, each, groups)
+        return Parts(likelihood, kl, score, rows, each, groups, _auxiliary(trace, like=kl))
 
     def _each(self, factors: Sequence[Factor]) -> Tensor:
         """(2, N) the bound of each observation and what it counts; empty where latents are shared."""
@@ -401,6 +400,7 @@ class Parts(NamedTuple):
         rows: what `row_scores` returns for those of them that belong to single observations: zeros with a gradient.
         each: the bound observation by observation, where an importance-weighted one needs it.
         groups: with free bits, what `free_bits.in_groups` returns for the KL that is not in `kl` then.
+        auxiliary: what the guide wants maximised beside the bound; empty where it wants nothing.
     """
 
     likelihood: Tensor
@@ -409,12 +409,19 @@ class Parts(NamedTuple):
     rows: Tensor
     each: Tensor
     groups: Tensor
+    auxiliary: Tensor
 
 
 def _states_at(dim: int, weights: Tensor) -> Tensor:
     """(*plates, K) with the states at one dimension left of all plates."""
     plates = weights.shape[:-1]
     return weights.movedim(-1, 0).reshape(-1, *(1,) * (-dim - 1 - len(plates)), *plates)
+
+
+def _auxiliary(trace: poutine.Trace, like: Tensor) -> Tensor:
+    """`(1,)` the sum of what the guide's sites bring as `infer={"auxiliary": nats}`, `(0,)` where none does."""
+    brought = [site["infer"]["auxiliary"] for _, site in sample_sites(trace) if "auxiliary" in site["infer"]]
+    return torch.stack(brought).sum(0, keepdim=True) if brought else like.new_zeros(0)
 
 
 def _score(trace: poutine.Trace, like: Tensor, names: Sequence[str]) -> Tensor:
