@@ -27,9 +27,11 @@ _SURE = 1e4
 
 
 class SemiSupervised(PyroModule):
-    """q(c | x) and q(z | x, c) on one body of hidden layers.
+    """q(c | x) and q(z | x, c), each on a body of hidden layers of its own.
 
     Args:
+        network: body of q(c | x), from pictures `(N, *shape)` to features `(N, H)`; None takes the model's own kind
+            (`model.inference_network()`), as q(z | x, c) does.
         alpha: weight of a labelled picture's classification loss beside its ELBO; None takes the number of all pictures over that
             of the labelled ones.
     """
@@ -40,7 +42,9 @@ class SemiSupervised(PyroModule):
     amortized = True
     first_step = 0.002
 
-    def __init__(self, model: Callable[..., Any], data: BoundData, *, alpha: float | None = None) -> None:
+    def __init__(
+        self, model: Callable[..., Any], data: BoundData, *, network: nn.Module | None = None, alpha: float | None = None
+    ) -> None:
         super().__init__()
         if not (hasattr(model, "inference_network") and hasattr(model, "classes")):
             raise ValueError(
@@ -56,12 +60,13 @@ class SemiSupervised(PyroModule):
         latents = self.program.latents["z"].shape[-1]
         x = bound["x"].to(torch.get_default_dtype())
         # Two bodies, as in the paper: what tells classes apart is not what tells styles apart.
-        self.body, self.class_body = model.inference_network(), model.inference_network()
+        self.body = model.inference_network()
+        self.class_body = model.inference_network() if network is None else network
         self.register_buffer("center", x.mean(0))
         self.register_buffer("scale", (x - x.mean(0)).square().mean().sqrt().clamp_min(1e-6))
         with torch.no_grad():
-            width = int(self.body(x[:1]).shape[1])
-        self.classifier = nn.Linear(width, self.classes)
+            width, features = (int(body(x[:1]).shape[-1]) for body in (self.body, self.class_body))
+        self.classifier = nn.Linear(features, self.classes)
         self.style = nn.Linear(width + self.classes, 2 * latents)
         with torch.no_grad():  # begins near a standard normal and a fair classifier
             for head in (self.classifier, self.style):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
-from . import early_exit, labels, mean_field_mnist, out_of_domain, sparse_mnist, uci, vae_mnist
+from . import early_exit, labels, m2_mnist, mean_field_mnist, out_of_domain, sparse_mnist, uci, vae_mnist
 
 HERE = Path(__file__).resolve().parents[1] / "results"
 
@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "mean_field_mnist": mean_field_mnist,
     "vae_mnist": vae_mnist,
     "out_of_domain": out_of_domain,
+    "m2_mnist": m2_mnist,
     "labels": labels,
     "early_exit": early_exit,
 }

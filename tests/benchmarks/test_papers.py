@@ -16,7 +16,7 @@ import torch
 
 import bayeszoo as bz
 from benchmarks.papers import __main__ as command
-from benchmarks.papers import early_exit, labels, labels_report, mean_field_mnist, out_of_domain, uci, uci_report, vae_mnist
+from benchmarks.papers import early_exit, labels, labels_report, m2_mnist, mean_field_mnist, out_of_domain, uci, uci_report, vae_mnist
 from benchmarks.papers.published import PUBLISHED, beats
 from benchmarks.papers.timing import Timing, limit
 
@@ -288,3 +288,44 @@ def test_what_does_not_belong_from_the_command_line(tmp_path: Path, monkeypatch:
         areas["-log p(x)"] < 0.5 for run in runs.values() for areas in run["auroc"].values()
     )
     assert (tmp_path / "out_of_domain.png").stat().st_size > 1000
+
+
+def test_few_labels_are_balanced_and_follow_the_seed() -> None:
+    y = torch.arange(10).repeat_interleave(torch.arange(30, 40))
+    rows = m2_mnist.balanced(y, 100, 0)
+    assert torch.bincount(y[rows]).tolist() == [10] * 10
+    assert len(rows.unique()) == 100
+    assert torch.equal(rows, m2_mnist.balanced(y, 100, 0))
+    # Two random hundreds of 345 share about 29.
+    assert len(set(rows.tolist()) & set(m2_mnist.balanced(y, 100, 1).tolist())) < 50
+
+
+@pytest.mark.parametrize("classifier", ["dense", "conv"])
+def test_pictures_without_labels_are_measured_and_told(
+    classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = bz.data.load("digits")
+    digits = dataclasses.replace(whole, inputs={"x": whole.inputs["x"].reshape(-1, 1, 8, 8)}, feature_names=())
+    parts = dict(zip(("train", "test"), digits.split(2 / 3, seed=0), strict=True))
+    monkeypatch.setattr(m2_mnist.bz.data, "load", lambda name, split, folder: parts[split])
+    monkeypatch.setattr(m2_mnist, "HIDDEN", 50)
+    given = ["m2_mnist", "--classifier", classifier, "--epochs", "6", "--eager", "--out", str(tmp_path)]
+    command.main([*given, "--seeds", "0"])
+    command.main([*given, "--seeds", "1"])
+    runs = json.loads((tmp_path / "m2_mnist.json").read_text())["runs"]
+    assert list(runs) == [f"{classifier} 0", f"{classifier} 1"]
+    # Guessing is wrong nine times of ten; M2 has only begun after so few steps.
+    assert all(run["alone"] < 30 and run["error"] < 80 for run in runs.values())
+    assert f"| {classifier} | 2 |" in (tmp_path / "m2_mnist.md").read_text()
+    assert (tmp_path / "m2_mnist.png").stat().st_size > 1000
+
+
+def test_a_report_of_few_labels_says_whether_the_paper_is_met() -> None:
+    run = {
+        "classifier": "conv", "seed": 0, "alone": 15.0, "error": 11.0, "epochs": 2, "alpha": 50.0, "loss": 120.0, "seconds": 9.0,
+        "step": 0.05, "engine": "compiled",
+    }  # fmt: skip
+    # sd of 11.00 and 12.00 is 0.71, their mean 11.50; the paper's is 11.97
+    text = m2_mnist.render({"conv 0": run, "conv 1": run | {"seed": 1, "error": 12.0}})
+    assert "| conv | 2 | 15.00 ± 0.00 % | 11.50 ± 0.71 % | met |" in text
+    assert "| conv | 1 | 15.00 % | 13.00 % | missed |" in m2_mnist.render({"conv 0": run | {"error": 13.0}})
