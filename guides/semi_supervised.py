@@ -77,7 +77,7 @@ class SemiSupervised(PyroModule):
         """Draws class and style of these pictures."""
         seen = self._seen(x)
         logits = self.classifier(self.class_body(seen))
-        infer = {}
+        infer: Any = {}
         if y is not None:
             infer["auxiliary"] = self._classification(logits, y)
             told = _SURE * _one_hot(y.clamp_min(0), self.classes, logits)

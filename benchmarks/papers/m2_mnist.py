@@ -76,7 +76,7 @@ def measure(train: bz.data.Data, test: bz.data.Data, seed: int, asked: argparse.
     taught: Any = alone.predict(x, n=1, keep_draws=False).scores(y)
 
     data = train.partly_labelled(rows).binarized(seed=0)
-    streams = data.in_streams(data.observed["y"] >= 0, STREAMS)
+    streams = data.in_streams(torch.isin(torch.arange(len(data)), rows), STREAMS)
     torch.manual_seed(seed)
     model = bz.models.SemiSupervisedVAE(x.shape[1:], 10, LATENTS, "bernoulli", (HIDDEN,), activation="relu")
     options = {"network": features(asked.classifier, x[0].numel()), "alpha": asked.alpha * 0.1 * len(data) / LABELS}
