@@ -2,8 +2,9 @@
 
 Ten labels a class, 59,900 pictures without; 50 latents and one hidden layer of 500 (ReLU), pixels drawn anew for every batch with their
 grey values as chances. The paper's classifier is `dense`, of the same width; `conv` has two convolutions and pools. `alpha` is in units of the
-paper's weight of a label's classification loss, a tenth of all pictures over the labelled ones. Classifier and weight were
-chosen by the error on 10,000 training pictures, whose labels count for nothing else; seeds are other labels and other starts. Test pictures are
+paper's weight of a label's classification loss, a tenth of all pictures over the labelled ones. Classifier and weight
+were chosen by the error on held-out training pictures: after 800 steps it was 13 % with `conv` and 25 % with `dense`, where a fifth of
+the weight, the guide's default, left 33 %, and the paper's 50 % after 2,000. Seeds are other labels and other starts. Test pictures are
 classified by their grey values. The last pass counts, nothing is chosen on the test set.
 """
 
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Classifier, length, seeds."""
     parser.add_argument("--classifier", choices=("dense", "conv"), default="conv")
     parser.add_argument("--seeds", default="0,1", help="by commas (default 0,1)")
-    parser.add_argument("--epochs", type=int, default=8, help="passes over the pictures without labels (default 8)")
+    parser.add_argument("--epochs", type=int, default=4, help="passes over the pictures without labels (default 4)")
     parser.add_argument("--alpha", type=float, default=50.0, help="in units of the paper's weight (default 50)")
     parser.add_argument("--folder", help="of the IDX files (default: $BAYESZOO_DATA/mnist)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
