@@ -79,7 +79,9 @@ def get(name: str) -> Family:
         ValueError: naming the nearest names.
     """
     if name not in FAMILIES and name in DISCRETE_WORDS:
-        raise ValueError(f"'{name}' is a guide of a discrete latent, which is given by its name: guide={{'z': '{name}'}} for a site z")
+        raise ValueError(
+            f"'{name}' is a guide of a discrete latent, which is given by its name: guide={{'z': '{name}'}} for a site z"
+        )
     if name not in FAMILIES:
         near = difflib.get_close_matches(name, list(FAMILIES), 3, 0.4)
         hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""

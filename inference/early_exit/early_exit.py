@@ -162,7 +162,10 @@ def _prior(fit: Any, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | No
         q: Tensor = guide.probs("z")
         return q, None
     bound = fit.data.bind(model)
-    draws = [{name: values[s] for name, values in weights.items()} for s in range(len(next(iter(weights.values()))) if weights else 1)]
+    draws = [
+        {name: values[s] for name, values in weights.items()}
+        for s in range(len(next(iter(weights.values()))) if weights else 1)
+    ]
     each = torch.stack([model.depth_posterior(model.run(one, bound["x"]), bound["y"]) for one in draws])
     return each.mean(0), each if weights else None
 
@@ -178,7 +181,9 @@ def _maker(fit: Any, rule: str, x: Tensor, prior: Tensor) -> Callable[[slice], R
         return lambda rows: Given(depth[rows])
     guide = fit.run.owned.guide
     if fit.model.scope != "input":
-        raise ValueError("rule 'amortized' asks q(z | x) of each input for its depth, and here all inputs share one; use rule 'mode'")
+        raise ValueError(
+            "rule 'amortized' asks q(z | x) of each input for its depth, and here all inputs share one; use rule 'mode'"
+        )
     if "z" not in getattr(guide, "sites", {}) or not hasattr(guide, "probs"):
         raise ValueError(
             "rule 'amortized' asks q(z | x) for the depth, and the fit has none; fit with guide={'z': 'amortized'}, or use rule 'mode'"

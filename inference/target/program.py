@@ -220,7 +220,9 @@ def _site(name: str, site: Any, plates: tuple[Plate, ...], discrete: bool) -> Si
     fn = site["fn"]
     value = site["value"]
     shape = torch.Size(value.shape) if isinstance(value, Tensor) else torch.Size()
-    return Site(name, shape, fn.event_dim, _without_mixture(fn.support), discrete, plates, fn, max(shape.numel(), _parameters(fn)))
+    return Site(
+        name, shape, fn.event_dim, _without_mixture(fn.support), discrete, plates, fn, max(shape.numel(), _parameters(fn))
+    )
 
 
 def _parameters(fn: Any) -> int:

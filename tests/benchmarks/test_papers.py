@@ -16,7 +16,17 @@ import torch
 
 import bayeszoo as bz
 from benchmarks.papers import __main__ as command
-from benchmarks.papers import early_exit, labels, labels_report, m2_mnist, mean_field_mnist, out_of_domain, uci, uci_report, vae_mnist
+from benchmarks.papers import (
+    early_exit,
+    labels,
+    labels_report,
+    m2_mnist,
+    mean_field_mnist,
+    out_of_domain,
+    uci,
+    uci_report,
+    vae_mnist,
+)
 from benchmarks.papers.published import PUBLISHED, beats
 from benchmarks.papers.timing import Timing, limit
 

@@ -136,7 +136,12 @@ def sure(second: tuple[float, float], n: int = 20_000) -> tuple[Any, bz.data.Dat
 def test_no_data_make_up_for_a_prior_of_zero(z: str) -> None:
     net, data = sure((10.0, 10.0))
     fit = bz.fit(
-        bz.models.AdaptiveDepthResNet(net, [1.0, 0.0], scope="data", freeze=True), data, {"z": z}, steps=3, compile=False, progress=False
+        bz.models.AdaptiveDepthResNet(net, [1.0, 0.0], scope="data", freeze=True),
+        data,
+        {"z": z},
+        steps=3,
+        compile=False,
+        progress=False,
     )
     # Without layers both classes have probability 1/2; with one layer 20,000 rows would gain 13,000 nats.
     assert fit.loss == pytest.approx(20_000 * math.log(2), rel=1e-6)
@@ -146,7 +151,9 @@ def test_no_data_make_up_for_a_prior_of_zero(z: str) -> None:
 @pytest.mark.parametrize("z", ["exact", "amortized", "table", "global", "reinforce"])
 def test_nor_does_one_input(z: str) -> None:
     net, data = sure((1e5, 1e5), n=20)
-    fit = bz.fit(bz.models.AdaptiveDepthResNet(net, [1.0, 0.0], freeze=True), data, {"z": z}, steps=3, compile=False, progress=False)
+    fit = bz.fit(
+        bz.models.AdaptiveDepthResNet(net, [1.0, 0.0], freeze=True), data, {"z": z}, steps=3, compile=False, progress=False
+    )
     assert fit.loss == pytest.approx(20 * math.log(2), rel=1e-6)
 
 
@@ -228,10 +235,10 @@ def test_weights_and_depth_have_families_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("prior", "words"),
     [
-        ([0.5, 0.6, -0.1], "must not be negative"),
+        ([0.5, 0.6, -0.1], "which are not negative"),
         ([0.5, 0.2, 0.2], "must sum to 1, and sums to 0.9"),
         ([0.5, 0.5], "needs 3 probabilities, one for each of 0 to 2 layers"),
-        ([0.5, float("nan"), 0.5], "must not be negative"),
+        ([0.5, float("nan"), 0.5], "which are not negative"),
         (["few", "some", "many"], "or 3 probabilities, got"),
         (None, "or 3 probabilities, got None"),
         ("binomial", "unknown depth_prior 'binomial'; choose one of geometric, poisson, uniform"),
@@ -283,7 +290,7 @@ def test_what_is_refused() -> None:
         ).early_exit(data, "amortized"),
         "one of its entries is nan": lambda: bz.models.AdaptiveDepthResNet(residual_mlp(2, 3, 1), [math.nan, 1.0]),
         "adapters are one for each of 0 to 1 layers, and there are 1": lambda: bz.models.ResidualNetwork(
-            net.stem, net.blocks, net.heads[:1], [torch.nn.Identity()]
+            torch.nn.Identity(), [torch.nn.Identity()], [torch.nn.Identity()], [torch.nn.Identity()]
         ),
         "unknown guide 'exakt' for the discrete latent 'z'": lambda: bz.fit(model, data, {"z": "exakt"}, steps=1),
         "its weights are points": lambda: bz.fit(model, data, {"weights": "mean_field", "z": "exact"}, steps=1),
