@@ -119,7 +119,8 @@ def render(found: Mapping[str, Any]) -> str:
                 ]
             )  # fmt: skip
     head = ["data", "q(z)", "ratio", "seeds", "rule", "all layers, trained alone", "accuracy", "points", "layers saved", "operations saved", "time saved", "same answer"]  # fmt: skip
-    text = f"{DEPTH} residual layers, the same number of steps for both networks; time against the whole network's of the same answer."
+    widths = ", ".join(f"{WIDTH[name]} for {name}" for name in dict.fromkeys(name.split()[0] for name in found))
+    text = f"{DEPTH} residual layers of width {widths}; the same number of steps for both networks; time against the whole network's of the same answer."
     return "\n\n".join([text, table(head, rows), "![accuracy after each layer](early_exit.png)"])
 
 
