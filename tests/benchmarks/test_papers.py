@@ -240,7 +240,7 @@ def test_rates_of_the_autoencoders_are_the_papers() -> None:
 def test_early_exit_is_measured_and_told(tmp_path: Path) -> None:
     asked = command.arguments(["early_exit", "--steps", "20", "--seeds", "0", "--out", str(tmp_path)])
     early_exit.main(asked, tmp_path)
-    run = json.loads((tmp_path / "early_exit.json").read_text())["sets"]["digits"]["runs"][0]
+    run = json.loads((tmp_path / "early_exit.json").read_text())["sets"]["digits exact"]["runs"][0]
     assert run["mode"]["agreement"] == run["marginal"]["agreement"] == 1.0
     assert sum(run["mode"]["layers"]) == 599
     assert "100.00%" in (tmp_path / "early_exit.md").read_text()

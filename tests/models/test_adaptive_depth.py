@@ -289,7 +289,7 @@ def test_what_is_refused() -> None:
             bz.models.AdaptiveDepthResNet(residual_mlp(2, 3), scope="data"), data, {"z": "global"}, steps=1, progress=False
         ).early_exit(data, "amortized"),
         "one of its entries is nan": lambda: bz.models.AdaptiveDepthResNet(residual_mlp(2, 3, 1), [math.nan, 1.0]),
-        "adapters are one for each of 0 to 1 layers, and there are 1": lambda: bz.models.ResidualNetwork(
+        "adapters are one for each of 0 to 1 layers, and there are 1": lambda: bz.models.networks.ResidualNetwork(
             torch.nn.Identity(), [torch.nn.Identity()], [torch.nn.Identity()], [torch.nn.Identity()]
         ),
         "unknown guide 'exakt' for the discrete latent 'z'": lambda: bz.fit(model, data, {"z": "exakt"}, steps=1),
