@@ -88,9 +88,9 @@ class Cost:
             return int(counter.get_total_flops()), out
 
         self.first, h = count(lambda: stages.stem(x[:1]))
-        self.exit = [count(lambda: stages.probs(0, h))[0]]
+        self.exit = [count(lambda: stages.probs(0, h)[0])[0]]
         self.block = [0]
         for layers in range(1, stages.depth + 1):
             flops, h = count(lambda layers=layers, h=h: stages.block(layers, h))  # type: ignore[misc]
             self.block.append(flops)
-            self.exit.append(count(lambda layers=layers, h=h: stages.probs(layers, h))[0])  # type: ignore[misc]
+            self.exit.append(count(lambda layers=layers, h=h: stages.probs(layers, h)[0])[0])  # type: ignore[misc]
