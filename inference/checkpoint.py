@@ -33,6 +33,8 @@ from .target.program import Program
 #: Counts up when files of an older layout can no longer be read.
 FORMAT = 1
 RECORD, PARAMETERS, DATA = "fit.json", "parameters.safetensors", "data.safetensors"
+#: The key under which the record keeps the kind of a module that the guide was given as an option.
+OWN_MODULE = "module"
 
 
 @dataclass(frozen=True)
@@ -183,12 +185,13 @@ def record_of(fit: Fit) -> dict[str, Any]:
         "model": describe_model(fit.model),
         "guide": {
             "name": fit.settings.guide,
-            "options": dict(fit.settings.guide_options),
+            "options": _options(fit.settings.guide_options),
             "class": type(fit.guide).__name__,
             "path_derivative": getattr(fit.guide, "path_derivative", None),
         },
         "sites": describe_sites(fit.program),
-        "settings": {f.name: getattr(fit.settings, f.name) for f in dataclasses.fields(fit.settings)},
+        "settings": {f.name: getattr(fit.settings, f.name) for f in dataclasses.fields(fit.settings)}
+        | {"guide_options": _options(fit.settings.guide_options)},
         "seed": fit.seed,
         "dtype": str(fit.dtype).removeprefix("torch."),
         "device": fit.device.type,
@@ -203,6 +206,11 @@ def record_of(fit: Fit) -> dict[str, Any]:
         "versions": versions(),
         "runs": [_run_record(run) for run in fit.runs],
     }
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A guide's options; of a module only its kind, since its parameters are the guide's."""
+    return {k: {OWN_MODULE: type(v).__name__} if isinstance(v, nn.Module) else v for k, v in given.items()}
 
 
 def versions() -> dict[str, str]:

@@ -217,6 +217,28 @@ def test_discrete_latents(discrete, tmp_path):
     assert "z" in again.sample(2)
 
 
+def test_an_inference_network_of_ones_own_is_given_again(tmp_path):
+    torch.manual_seed(0)
+    model = bz.models.VAE((1, 5, 5), 2, "bernoulli", hidden=(8,))
+    data = bz.data.simulate(model, 30, seed=0)
+
+    def body(width=6):
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, width), torch.nn.ReLU())
+
+    fit = bz.fit(model, data, "amortized", steps=5, progress=False, guide_options={"network": body()})
+    fit.save(tmp_path / "fit")
+    again = bz.load(tmp_path / "fit", guide_options={"network": body()})
+    assert torch.equal(fit.sample(4, seed=1)["z"], again.sample(4, seed=1)["z"])
+    again.save(tmp_path / "again")
+    for options, words in (
+        (None, "the guide was given a Sequential of its own as 'network'; pass the same kind"),
+        ({"network": body(), "hidden": body()}, "'hidden' is none; leave it out"),
+        ({"network": body(7)}, "does not match the saved fit"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            bz.load(tmp_path / "again", guide_options=options)
+
+
 def test_another_fit_is_never_overwritten_unasked(own_data, tmp_path):
     fit = bz.fit(Net(), own_data, guide="map", steps=2, progress=False)
     fit.save(tmp_path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from . import data as bzdata
 from . import guides
 from .catalog import ENTRIES
 from .inference import Fit, Run
-from .inference.checkpoint import Checkpoint, describe_sites, load_module, read, restore
+from .inference.checkpoint import OWN_MODULE, Checkpoint, describe_sites, load_module, read, restore
 from .inference.engine.owned import Owned, default_dtype, is_builder, own
 from .inference.engine.restart import Settings
 from .inference.engine.training import History
@@ -30,6 +31,7 @@ def load(
     guide: Any = None,
     data: Any = None,
     device: str | torch.device | None = None,
+    guide_options: Mapping[str, nn.Module] | None = None,
 ) -> Fit:
     """Reads a fit that `fit.save(path)` wrote; the same calls then give the same numbers.
 
@@ -40,10 +42,11 @@ def load(
         guide: the same kind of guide, or the builder, where the fit was not made with a family's name.
         data: the training data, where they were streamed and so not saved.
         device: where to put it; by default where it was fitted, or the CPU if there is no such device here.
+        guide_options: the modules among the guide's options, such as an inference network of your own; copied, as the model is.
 
     Raises:
         FileNotFoundError: there is no fit in the folder.
-        ValueError: the model or guide is missing, or does not match the fit in its sites, names or shapes.
+        ValueError: the model, guide or a module of its options is missing, or does not match the fit in its sites, names or shapes.
     """
     saved = read(path)
     record = saved.record
@@ -52,6 +55,7 @@ def load(
     rebuilt = _data(saved, data).to(where, dtype)
     model = _model(saved, dtype, rebuilt) if model is None else model
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"]["guide_options"].items()}
+    options = _with_modules(options, dict(guide_options or {}))
     settings = Settings(**{**record["settings"], "guide_options": options})
     if guide is None and not settings.guide:
         raise ValueError(
@@ -60,6 +64,20 @@ def load(
         )
     runs = tuple(_run(saved, index, model, guide, rebuilt, settings, dtype, where) for index in range(len(record["runs"])))
     return Fit(runs, record["best"], rebuilt, settings, record["seconds"])
+
+
+def _with_modules(options: dict[str, Any], given: dict[str, nn.Module]) -> dict[str, Any]:
+    """The guide's options with the modules that were not saved as such."""
+    kinds = {name: value[OWN_MODULE] for name, value in options.items() if isinstance(value, dict) and OWN_MODULE in value}
+    for name in given:
+        if name not in kinds:
+            raise ValueError(f"guide_options are the modules that the fit was given, and '{name}' is none; leave it out")
+    for name, kind in kinds.items():
+        if name not in given:
+            raise ValueError(
+                f"the guide was given a {kind} of its own as '{name}'; pass the same kind, bz.load(path, guide_options={{'{name}': ...}})"
+            )
+    return {name: copy.deepcopy(given[name]) if name in kinds else value for name, value in options.items()}
 
 
 def _run(
