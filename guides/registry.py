@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from ..inference.target.program import BoundData, describe
 from . import mixed
@@ -104,7 +107,8 @@ def checked_name(name: str) -> str:
 
 
 def build(name: str, model: Callable[..., Any], data: BoundData, *, discrete: str = "marginalize", **options: Any) -> Any:
-    """The guide of a family for one model; with `discrete="guide"` it also covers the discrete latents."""
+    """The guide of a family for one model; with `discrete="guide"` it also covers the discrete latents. Modules among the options are copied."""
+    options = {name: copy.deepcopy(value) if isinstance(value, nn.Module) else value for name, value in options.items()}
     try:
         if mixed.is_mixed(name):
             return mixed.build(mixed.parse(name), model, data, lambda part: get(part).build, **options)

@@ -225,7 +225,10 @@ def test_an_inference_network_of_ones_own_is_given_again(tmp_path):
     def body(width=6):
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, width), torch.nn.ReLU())
 
-    fit = bz.fit(model, data, "amortized", steps=5, progress=False, guide_options={"network": body()})
+    mine = body()
+    before = mine[1].weight.detach().clone()
+    fit = bz.fit(model, data, "amortized", steps=5, progress=False, guide_options={"network": mine}, restarts=2)
+    assert torch.equal(mine[1].weight, before)  # each restart trains a copy
     fit.save(tmp_path / "fit")
     again = bz.load(tmp_path / "fit", guide_options={"network": body()})
     assert torch.equal(fit.sample(4, seed=1)["z"], again.sample(4, seed=1)["z"])

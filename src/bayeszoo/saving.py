@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -42,7 +41,7 @@ def load(
         guide: the same kind of guide, or the builder, where the fit was not made with a family's name.
         data: the training data, where they were streamed and so not saved.
         device: where to put it; by default where it was fitted, or the CPU if there is no such device here.
-        guide_options: the modules among the guide's options, such as an inference network of your own; copied, as the model is.
+        guide_options: the modules among the guide's options, such as an inference network of your own; copied.
 
     Raises:
         FileNotFoundError: there is no fit in the folder.
@@ -77,7 +76,7 @@ def _with_modules(options: dict[str, Any], given: dict[str, nn.Module]) -> dict[
             raise ValueError(
                 f"the guide was given a {kind} of its own as '{name}'; pass the same kind, bz.load(path, guide_options={{'{name}': ...}})"
             )
-    return {name: copy.deepcopy(given[name]) if name in kinds else value for name, value in options.items()}
+    return {name: given[name] if name in kinds else value for name, value in options.items()}
 
 
 def _run(
