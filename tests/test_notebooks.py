@@ -24,8 +24,8 @@ JUPYTER_NOISE = (
     "ignore::pytest.PytestUnraisableExceptionWarning",
 )
 
-#: Those that take longer than a minute run with the slow tests.
-LONG = ("03", "04", "05", "06", "07")
+#: Those that take most of a minute or longer run with the slow tests.
+LONG = ("02", "03", "04", "05", "06", "07")
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 

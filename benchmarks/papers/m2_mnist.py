@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Classifier, length, seeds."""
     parser.add_argument("--classifier", choices=("dense", "conv"), default="conv")
     parser.add_argument("--seeds", default="0,1", help="by commas (default 0,1)")
-    parser.add_argument("--epochs", type=int, default=4, help="passes over the pictures without labels (default 4)")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the pictures without labels (default 10)")
     parser.add_argument("--alpha", type=float, default=50.0, help="in units of the paper's weight (default 50)")
     parser.add_argument("--folder", help="of the IDX files (default: $BAYESZOO_DATA/mnist)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
