@@ -157,6 +157,7 @@ def test_arviz(blocks: dict[str, str]) -> None:
     assert plt.get_fignums(), "the plots drew nothing"
 
 
+@pytest.mark.slow
 def test_a_network_of_adaptive_depth(blocks: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     names = run(blocks["depth"], {})
     said = capsys.readouterr().out
@@ -166,6 +167,7 @@ def test_a_network_of_adaptive_depth(blocks: dict[str, str], capsys: pytest.Capt
     assert set(names["both"].sample(2)) == {"z", *names["uncertain"].sites}
 
 
+@pytest.mark.slow
 def test_a_network(blocks: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     names = run(blocks["network"], {})
     scores = names["prediction"].scores(names["test"].observed)

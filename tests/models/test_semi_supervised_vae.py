@@ -120,6 +120,7 @@ def test_known_labels_are_maximised_beside_the_bound(particles: int) -> None:
     assert float(value - surrogate) == pytest.approx(float(expected), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_compiled_is_eager() -> None:
     data = pictures(labelled=10, rows=100)
     streams = data.in_streams(data.observed["y"] >= 0, (5, 20))
