@@ -423,8 +423,8 @@ for rule in ("mode", "marginal"):
     assert a.agreement == 1.0
 
 # %% [markdown]
-# Every exit is better by itself, the first by five points. `marginal` gains from it, `mode` hardly does here. Where classes
-# look alike it decides: on Fashion-MNIST, under `global`, `mode` is a quarter of a point below the whole network trained alone
+# Every exit is better by itself, the first by five points. The rules gain about half a point, which is one standard error.
+# Where classes look alike it decides: on Fashion-MNIST, under `global`, `mode` is a quarter of a point below the whole network trained alone
 # and saves three layers of four (`benchmarks/results/early_exit.md`).
 #
 # ## Accuracy against computation
