@@ -7,7 +7,7 @@ READY = .venv/.ready
 # Tests run in one process a core; `make test WORKERS=0 ARGS="-k coin -x"` runs them in this one and passes on options.
 WORKERS = logical
 ARGS =
-# Without cached bytecode every process would compile torch's two thousand modules anew, five seconds each time.
+# Without cached bytecode every process would compile torch's two thousand modules anew, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(PY) -m pytest -n $(WORKERS) --maxprocesses 4
 

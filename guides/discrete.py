@@ -84,15 +84,14 @@ class DiscreteGuide(PyroModule):
             raise ValueError("temperature is that of 'relaxed' draws, and no discrete latent has this guide; leave it out")
         self.temperature = checked_temperature(temperature)
         features = _Features(model, data)
-        self.possible: dict[str, Tensor | None] = {}
         self.parts = nn.ModuleList()
         for name, site in self.sites.items():
             if site.event_dim and site.distribution.event_shape.numel() > 1:
                 raise ValueError(
                     f"site '{site.name}' has vector-valued states; write it with Categorical to enumerate it in the guide"
                 )
-            self.possible[name] = _possible(site)
             self.parts.append(_part(words[name], site, features, hidden))
+            self.parts[-1].register_buffer("possible", _possible(site), persistent=False)
 
     def set_tables(self, probs: Mapping[str, Tensor]) -> None:
         """Begins the tables at given probabilities, each (*plates, K); networks begin where they are."""
@@ -107,7 +106,7 @@ class DiscreteGuide(PyroModule):
             self.continuous(*args, index=index, **kwargs)
         for (name, site), part in zip(self.sites.items(), self.parts, strict=True):
             logits, infer = part(index, kwargs)
-            logits = self._masked(name, logits)
+            logits = _masked(part, logits)
             if name in self.relaxed:
                 infer = {"relaxed": straight_through(logits, self.temperature)}
             with plates.around(site):
@@ -127,11 +126,7 @@ class DiscreteGuide(PyroModule):
             raise ValueError(
                 f"q of '{name}' is a table of the training data and says nothing of new inputs; fit with 'amortized'"
             )
-        return torch.softmax(self._masked(name, part(index, kwargs)[0]), -1)
-
-    def _masked(self, name: str, logits: Tensor) -> Tensor:
-        possible = self.possible[name]
-        return logits if possible is None else logits.masked_fill(~possible.to(logits.device), 10 * _IMPOSSIBLE)
+        return torch.softmax(_masked(part, part(index, kwargs)[0]), -1)
 
 
 class Table(nn.Module):
@@ -170,9 +165,9 @@ class Shared(nn.Module):
     def forward(self, index: Tensor | None, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Logits (*plates, K) of the batch's rows."""
         shape = list(self.site.batch_shape)
-        rows = [len(inputs[name]) for name in self.features.names if name in inputs] or ([] if index is None else [len(index)])
-        if rows:
-            shape[_data_dim(self.site)] = rows[0]
+        of_rows = [inputs[name] for name in self.features.names if name in inputs] + ([] if index is None else [index])
+        if of_rows:
+            shape[_data_dim(self.site)] = len(of_rows[0])
         return self.logits.expand(*shape, -1), {}
 
 
@@ -242,6 +237,10 @@ def _possible(site: Site) -> Tensor | None:
         log_p = site.distribution.log_prob(site.distribution.enumerate_support(expand=False))
     allowed = (log_p > _IMPOSSIBLE).reshape(len(log_p), -1).any(1)
     return None if bool(allowed.all()) else allowed
+
+
+def _masked(part: Any, logits: Tensor) -> Tensor:
+    return logits if part.possible is None else logits.masked_fill(~part.possible, 10 * _IMPOSSIBLE)
 
 
 def _states(site: Site) -> int:

@@ -81,11 +81,11 @@ def get(name: str) -> Family:
     Raises:
         ValueError: naming the nearest names.
     """
-    if name not in FAMILIES and name in DISCRETE_WORDS:
-        raise ValueError(
-            f"'{name}' is a guide of a discrete latent, which is given by its name: guide={{'z': '{name}'}} for a site z"
-        )
     if name not in FAMILIES:
+        if name in DISCRETE_WORDS:
+            raise ValueError(
+                f"'{name}' is a guide of a discrete latent, which is given by its name: guide={{'z': '{name}'}} for a site z"
+            )
         near = difflib.get_close_matches(name, list(FAMILIES), 3, 0.4)
         hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
         raise ValueError(f"unknown guide '{name}'; {hint}the families are {', '.join(FAMILIES)}")

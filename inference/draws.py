@@ -86,9 +86,7 @@ def draw(
         values = {k: v.clone() for k, v in guide_values(trace).items() if k in program.latents}
         return values, total(guide_factors(trace)) + torch.zeros((), device=owned.device)
 
-    sites = [*program.latents.values(), *program.observed.values()]
-    width = max([1, *(site.elements // max(1, program.num_data) for site in sites)])
-    chunk = min(num, chunk_size(program.num_data, torch.finfo(owned.dtype).bits // 8, width))
+    chunk = min(num, chunk_size(program.num_data, torch.finfo(owned.dtype).bits // 8, program.width))
     with torch.no_grad():
         if program.continuous or any(True for _ in program.latents):
             values, log_q = map_random(one, num, owned.device, chunk)

@@ -27,7 +27,7 @@ from .pixels import Pixels
 from .vae import check_pictures, check_sizes, pixel_numbers
 
 #: log p(y | c) of a label that is not the class: no evidence outweighs it, and it is finite.
-_WRONG = -1e4
+_WRONG = -1e25
 
 
 class SemiSupervisedVAE(PyroModule):

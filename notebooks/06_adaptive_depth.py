@@ -252,7 +252,7 @@ assert all(spearmanr(mode.layers, error).statistic > 0.2 for error in shallow.va
 # %% [markdown]
 # `mode` leaves mostly after one layer, with some rows before any and some after two, and those that stay longer
 # are those that the shallow exits get wrong. Of the rows that take two layers, half would be wrong with none
-# and about one in eight with all six. Those that stay longest are hard for *every* exit.
+# and about one in seven with all six. Those that stay longest are hard for *every* exit.
 #
 # This is not a matter of course. The stopping rule compares probabilities with the prior's ratio, and with a
 # prior of $r = 0.5$ an exit that is half sure is enough. The setting (nine places, $r = 0.9$, one head) is the

@@ -103,9 +103,7 @@ def stream(fit: Fit, run: Run, n: int, seed: int, take: Callable[[slice, Draws],
     """Hands out the draws of `run.draws(fit.data, n, seed)` chunk by chunk, without log p."""
     program = run.program
     # As many at once as `draws.draw` maps: in other chunks the same seed would give other draws.
-    sites = [*program.latents.values(), *program.observed.values()]
-    width = max([1, *(site.elements // max(1, program.num_data) for site in sites)])
-    chunk = min(n, chunk_size(program.num_data, torch.finfo(run.owned.dtype).bits // 8, width))
+    chunk = min(n, chunk_size(program.num_data, torch.finfo(run.owned.dtype).bits // 8, program.width))
     with run.owned.active(seed):
         kwargs = fit.data.bind(run.owned.model)
         for first in range(0, n, chunk):

@@ -153,7 +153,7 @@ def check_pictures(
             trace = poutine.trace(fit.run.owned.model).get_trace(**inputs.kwargs)
         return measured(trace.nodes[found.name]["value"])
 
-    chunk = min(n, chunk_size(len(pictures), pictures.element_size(), pictures[0].numel()))
+    chunk = min(n, chunk_size(len(pictures), pictures.element_size(), fit.program.width))
     with fit.run.owned.active(seed * 1009 + 37), torch.no_grad():
         shared = latent_draws(fit.run, fit.data, n, seed * 1009 + 37)(0, n)
         drawn = map_values(one, shared, chunk) if shared else map_random(lambda: one({}), n, fit.device, chunk)

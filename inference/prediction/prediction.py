@@ -161,7 +161,7 @@ def simulate_observed(
             out |= {f"{name}|{what}": value for what, value in outcome(site).items()}
         return out
 
-    chunk = chunk_size(rows, torch.finfo(owned.dtype).bits // 8)
+    chunk = chunk_size(rows, torch.finfo(owned.dtype).bits // 8, program.width)
     with torch.no_grad():
         if values:
             flat = map_values(one, values, chunk)

@@ -101,6 +101,12 @@ class Program:
         return {name: site for name, site in self.latents.items() if site.discrete}
 
     @property
+    def width(self) -> int:
+        """Numbers that one draw of the largest site holds for each observation."""
+        sites = (*self.latents.values(), *self.observed.values())
+        return max([1, *(site.elements // max(1, self.num_data) for site in sites)])
+
+    @property
     def one_by_one(self) -> bool:
         """Whether all latents belong to single observations, so many that posteriors are looked at one by one."""
         size = sum(site.shape.numel() for site in self.local.values())
