@@ -146,7 +146,6 @@ CASES = {
     "pictures-mc_dropout": Case(pictures, "mc_dropout"),
     "pictures-sparse_vd-local": Case(lambda: pictures("log_uniform"), "sparse_vd", {"estimator": "local"}),
     **{f"depth-{z}-batch": Case(layered, {"z": z}, {"batch_size": 20}) for z in (*DEPTHS, "table", "global")},
-    "depth-forbidden-batch": Case(lambda: layered(depth_prior=[0.5, 0.3, 0.0, 0.2]), {"z": "amortized"}, {"batch_size": 20}),
     "depth-shared-global-batch": Case(lambda: layered(scope="data"), {"z": "global"}, {"batch_size": 20}),
     "depth-shared-exact": Case(lambda: layered(scope="data"), "exact"),
     **{

@@ -157,6 +157,19 @@ def test_nor_does_one_input(z: str) -> None:
     assert fit.loss == pytest.approx(20 * math.log(2), rel=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("z", ["global", "amortized"])
+def test_a_prior_of_zero_on_both_engines(z: str) -> None:
+    """Outside the contract test: the head of a depth that cannot occur has no gradient."""
+    torch.manual_seed(5)
+    model, data = bz.models.AdaptiveDepthResNet(residual_mlp(2, 3, 3, 5), [0.5, 0.3, 0.0, 0.2]), spiral()
+    a, b = (bz.fit(model, data, {"z": z}, steps=60, batch_size=20, compile=c, progress=False) for c in (False, True))
+    assert b.engine == "compiled"
+    torch.testing.assert_close(torch.tensor(a.losses), torch.tensor(b.losses), rtol=1e-8, atol=0.0)
+    with torch.no_grad():
+        assert float(b.guide.probs("z", x=data.inputs["x"])[:, 2].max()) == 0.0
+
+
 def test_a_steep_prior_in_single_precision() -> None:
     net = residual_mlp(2, 2, depth=8, width=2)
     with torch.no_grad():
