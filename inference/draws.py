@@ -13,7 +13,8 @@ from torch import Tensor
 from .engine.noise import vmap_random
 from .engine.owned import Owned
 from .target.density import EachDraw, draw_discrete, guide_factors, guide_values, log_joint, total
-from .target.program import Program
+from .target.program import DATA_PLATE, Program, Site
+from .target.row_parts import RowParts
 
 #: Memory that one chunk of mapped draws may take beside its result, in bytes.
 CHUNK_BYTES = 60_000_000
@@ -65,7 +66,7 @@ def map_random(function: Callable[[], Any], num: int, device: torch.device, chun
 def draw(
     owned: Owned,
     program: Program,
-    kwargs: Mapping[str, Any],
+    parts: RowParts,
     num: int,
     each: EachDraw,
     *,
@@ -76,28 +77,72 @@ def draw(
     """Draws from the guide; call inside `owned.active`.
 
     Args:
+        parts: of the observations; all in one where discrete latents are to be drawn. Latents of all rows are drawn once, those of
+            single rows part by part.
         point: whether the guide is a point without log q.
         discrete: whether to draw the discrete latents that were summed out, too.
         score: whether log p is wanted (else it is left empty).
     """
+    chunk = min(num, chunk_size(program.num_data, torch.finfo(owned.dtype).bits // 8, program.width))
+    together = chunk if parts.whole else 1  # a part is as much as should be held at once
+    log_p, log_q = torch.zeros(num, device=owned.device), torch.zeros(num, device=owned.device)
+    values: dict[str, Tensor] = {}
+    found: dict[str, list[Tensor]] = {}
+    local: list[str] = []
+    for k, (kwargs, share) in enumerate(parts):
+        if k == 0 or local:
+            values, part = _from_guide(owned, program, kwargs, num, together if program.local else chunk)
+            local = [name for name in values if program.latents[name].local]
+            log_q = log_q + (share if local else 1.0) * part
+            for name in values:
+                found.setdefault(name, []).append(values[name])
+        elif not score:
+            break
+        if score:
+            log_p = log_p + share * _log_p(owned, program, kwargs, values, num, each, together)
+    values = {name: _rows_joined(program.latents[name], pieces) for name, pieces in found.items()}
+    if discrete and any(name not in values for name in program.discrete):
+        values |= draw_discrete(program, owned.model, next(iter(parts))[0], values, EachDraw(), num=num)
+    return Draws(values, log_p, None if point else log_q)
+
+
+def _rows_joined(site: Site, pieces: list[Tensor]) -> Tensor:
+    """(S, *shape) from the parts of its rows."""
+    if len(pieces) == 1:
+        return pieces[0]
+    plate = next(plate for plate in site.plates if plate.name == DATA_PLATE)
+    return torch.cat(pieces, 1 + len(site.batch_shape) + plate.dim)
+
+
+def _from_guide(
+    owned: Owned, program: Program, kwargs: Mapping[str, Any], num: int, chunk: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Latents (S, *shape) and log q (S,)."""
 
     def one() -> tuple[dict[str, Tensor], Tensor]:
         trace = poutine.trace(owned.guide).get_trace(**kwargs)
         values = {k: v.clone() for k, v in guide_values(trace).items() if k in program.latents}
         return values, total(guide_factors(trace)) + torch.zeros((), device=owned.device)
 
-    chunk = min(num, chunk_size(program.num_data, torch.finfo(owned.dtype).bits // 8, program.width))
+    if not program.latents:
+        return {}, torch.zeros(num, device=owned.device)
     with torch.no_grad():
-        if program.continuous or any(True for _ in program.latents):
-            values, log_q = map_random(one, num, owned.device, chunk)
-        else:
-            values, log_q = {}, torch.zeros(num)
-        log_p = torch.zeros(num, device=owned.device)
-        if score:
-            if values:
-                log_p = each(lambda v: log_joint(program, owned.model, kwargs, v), values, chunk=chunk)
-            else:  # every latent is summed out
-                log_p = log_joint(program, owned.model, kwargs, {}).expand(num)
-    if discrete and any(name not in values for name in program.discrete):
-        values |= draw_discrete(program, owned.model, kwargs, values, EachDraw(), num=num)
-    return Draws(values, log_p, None if point else log_q)
+        values, log_q = map_random(one, num, owned.device, chunk)
+    return values, log_q
+
+
+def _log_p(
+    owned: Owned,
+    program: Program,
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+    num: int,
+    each: EachDraw,
+    chunk: int,
+) -> Tensor:
+    """log p(values, observations), (S,)."""
+    with torch.no_grad():
+        if not values:  # every latent is summed out
+            return log_joint(program, owned.model, kwargs, {}).expand(num)
+        log_p: Tensor = each(lambda v: log_joint(program, owned.model, kwargs, v), values, chunk=chunk)
+    return log_p

@@ -22,6 +22,7 @@ from .prediction.prediction import Prediction
 from .prediction.predictive import predictive
 from .target.density import EachDraw, log_likelihood
 from .target.program import FEW_LOCAL, Program
+from .target.row_parts import RowParts, row_parts
 
 if TYPE_CHECKING:
     from .early_exit.early_exit import EarlyExit
@@ -67,8 +68,13 @@ class Run:
     def draws(self, data: Any, num: int, seed: int, *, discrete: bool = True, score: bool = True) -> Draws:
         """`num` draws of all latents given the training data."""
         with self.owned.active(seed):
-            kwargs = data.bind(self.owned.model)
-            return draw(self.owned, self.program, kwargs, num, self.each, point=self.point, discrete=discrete, score=score)
+            parts = self.parts(data, whole=discrete and bool(self.program.discrete))
+            return draw(self.owned, self.program, parts, num, self.each, point=self.point, discrete=discrete, score=score)
+
+    def parts(self, data: Any, *, whole: bool = False) -> RowParts:
+        """The rows of a data set in parts that fit into memory, or all of them in one."""
+        size = torch.finfo(self.owned.dtype).bits // 8
+        return RowParts(self.owned.model, data, len(data)) if whole else row_parts(self.program, self.owned.model, data, size)
 
     def evaluate(self, data: Any, seed: int, num: int = 1000) -> None:
         """Sets the loss of the trained guide and its Monte Carlo error, in nats."""
@@ -79,14 +85,17 @@ class Run:
         num = max(6, min(num, EVALUATED_ELEMENTS // max(1, size), EVALUATED_PRODUCTS // max(1, shared * self.program.num_data)))
         if self.program.one_by_one:
             num = min(num, EVALUATED_LOCAL)
+        parts = self.parts(data)
         if self.objective.surrogate is not None or getattr(data, "streamed", False) or not self.program.latents:
             recent = self.history.losses[-100:]
             if self.objective.surrogate is not None and not getattr(data, "streamed", False):
                 with self.owned.active(seed), torch.no_grad():
-                    kwargs = data.bind(self.owned.model)
                     # Dropout's loss is an average over masks; a point's is a number.
-                    noisy = sum(self.objective.count_noise(kwargs)) > 0
-                    recent = [float(self.objective(kwargs)[1]) for _ in range(max(10, min(num, 100)) if noisy else 1)]
+                    noisy = sum(self.objective.count_noise(next(iter(parts))[0])) > 0
+                    recent = [
+                        sum(share * float(self.objective(kwargs)[1]) for kwargs, share in parts)
+                        for _ in range(max(10, min(num, 100)) if noisy else 1)
+                    ]
             self.loss = sum(recent) / len(recent) if recent else math.nan
             self.loss_error = 0.0 if len(recent) == 1 else torch.tensor(recent).std().item() / math.sqrt(len(recent))
             return

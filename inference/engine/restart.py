@@ -19,7 +19,7 @@ from ..estimators.layer_noise import LayerNoise, by_layer
 from ..estimators.objective import Discrete, Estimator, Objective, analytic_kls, where_discrete
 from ..result import Run
 from ..target.density import EachDraw, model_factors
-from ..target.program import Program, describe, is_point_estimate, sample_sites
+from ..target.program import Program, describe, is_point_estimate, sample_sites, some_rows
 from ..target.start import DENSE_LIMIT, Start
 from .compiled import Compiler, Mode
 from .convergence import Plan, Tail
@@ -83,6 +83,7 @@ class Restart:
         self.number, self.owned, self.data, self.settings, self.wishes = number, owned, data, settings, wishes
         self.program: Program = describe(owned.model, data)
         self.full: Mapping[str, Any] = data.bind(owned.model)
+        self.some = self._some()
         self.streamed = bool(getattr(data, "streamed", False))
         self.history = History()
         self.compiler = Compiler(wishes.compile, (owned.model, owned.guide), self.streamed)
@@ -91,6 +92,13 @@ class Restart:
         self.loop: Loop | None = None
         self.ending: Callable[[Loop], None] | None = None
         self.seconds = 0.0
+
+    def _some(self) -> Mapping[str, Any]:
+        """What to call guide and model with to see what they are made of: all rows, or some of a large data set."""
+        rows = some_rows(self.owned.model, self.data) if self.program.row_elements else None
+        # A guide that is not ours may make a parameter for each row that it first sees.
+        known = bool(getattr(self.owned.guide, "family", "")) or not any(site.local for site in self.program.latents.values())
+        return self.full if rows is None or not known else self.data.batch(rows, self.owned.model)
 
     def prepare(self) -> None:
         """Starts the guide and makes the loop, if there is anything left to train."""
@@ -176,12 +184,12 @@ class Restart:
         owned, settings, program = self.owned, self.settings, self.program
         guide = owned.guide
         # The first call makes lazy guides build their parameters.
-        trace = poutine.trace(guide).get_trace(**self.full)
+        trace = poutine.trace(guide).get_trace(**self.some)
         surrogate = self._check_guide(trace)
         estimator = settings.estimator
         closed: dict[str, bool] = {}
         if getattr(guide, "factorized", False) and surrogate is None:
-            closed = analytic_kls(program, owned.model, guide, self.full)
+            closed = analytic_kls(program, owned.model, guide, self.some)
         if estimator is None:
             # In a network the weights decide; a noise scale may keep its Monte Carlo term.
             matter = (
@@ -280,7 +288,7 @@ class Restart:
 
     def _make_loop(self) -> None:
         owned, settings, wishes, history, objective = self.owned, self.settings, self.wishes, self.history, self.objective
-        objective(self.full)  # plain functions make their parameters in the first call
+        objective(self.some)  # plain functions make their parameters in the first call
         named = {n: p for n, p in owned.parameters().items() if p.requires_grad}
         if not named:
             history.converged = self.start is None
@@ -389,7 +397,7 @@ class Restart:
             with torch.no_grad(), kept_generators():
                 values = []
                 for _ in range(16):
-                    trace = objective.guide_trace(self.full)
+                    trace = objective.guide_trace(self.some)
                     drawn = {
                         n: s["value"]
                         for n, s in sample_sites(trace)

@@ -7,6 +7,8 @@ and from then on works with the `Program` that it returns.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,8 +19,9 @@ from pyro import poutine
 from pyro.distributions.util import is_identically_zero
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..engine.noise import kept_generators
 
@@ -26,6 +29,9 @@ Values = Mapping[str, Tensor]
 
 #: With more latents of single observations than this no ratio of densities over all of them is even.
 FEW_LOCAL = 1_000
+
+#: A model of more observations than this is read on so many of them, where it takes minibatches: networks hold far more than their data.
+MANY, READ = 5_000, 256
 
 #: The plate over the observations, by contract with the models.
 DATA_PLATE = "data"
@@ -83,12 +89,18 @@ class Site:
 
 @dataclass(frozen=True)
 class Program:
-    """The static structure of a model on a data set."""
+    """The static structure of a model on a data set.
+
+    Attributes:
+        row_elements: numbers that one run of the model makes for each observation, hidden layers included; 0 where it was run on
+            all of them at once, because they are few or it takes no minibatches.
+    """
 
     latents: dict[str, Site]
     observed: dict[str, Site]
     max_plate_nesting: int
     num_data: int
+    row_elements: int = 0
 
     @property
     def continuous(self) -> dict[str, Site]:
@@ -164,31 +176,116 @@ def is_point_estimate(site: Any) -> bool:
     return isinstance(fn, pyro.distributions.Delta) and not bool(torch.as_tensor(fn.log_density != 0).any())
 
 
-def some_trace(model: Callable[..., Any], data: BoundData) -> poutine.Trace:
-    """A run of the model on all rows, its latents at any values: where the model says to begin, or draws from the prior.
+def lacks_for_batches(model: Callable[..., Any]) -> list[str]:
+    """Which of the two parameters that minibatches need are not in the model's signature."""
+    signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+    return [name for name in ("num_data", "index") if name not in signature.parameters]
+
+
+def some_rows(model: Callable[..., Any], data: BoundData) -> Tensor | None:
+    """Evenly spaced observations that a large data set can be read by; None where the model has to see all."""
+    mixed = getattr(data, "streamed", False) or getattr(data, "streams", None) is not None
+    if len(data) <= MANY or mixed or lacks_for_batches(model):
+        return None
+    return torch.linspace(0, len(data) - 1, READ).round().long()
+
+
+def some_trace(model: Callable[..., Any], data: BoundData, rows: Tensor | None = None) -> poutine.Trace:
+    """A run of the model on all rows or on some, its latents at any values: where the model says to begin, or draws from the prior.
 
     An improper prior has no draws.
     """
     begin = getattr(model, "initial_values", None)
     values = {} if begin is None else {name: value for name, (value, _) in begin().items()}
     with Fix(values):
-        return poutine.trace(model).get_trace(**data.bind(model))
+        return poutine.trace(model).get_trace(**(data.bind(model) if rows is None else data.batch(rows, model)))
+
+
+class _Counting(TorchDispatchMode):
+    """Counts the numbers that operations put out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and not func.is_view:
+            self.numbers += out.numel()
+        return out
 
 
 def describe(model: Callable[..., Any], data: BoundData) -> Program:
-    """Runs the model once on the full data and reads off its structure.
+    """Runs the model once and reads off its structure on the full data.
 
     Raises:
         ValueError: if a latent site is neither continuous nor enumerable, if the model has no latent site at all, or if it
             draws its own subsample around a latent site.
     """
     with quiet(seed=0), torch.no_grad():
-        trace = some_trace(model, data)
+        rows = some_rows(model, data)
+        program = None if rows is None else _read_on(rows, model, data)
+        return program or _described(some_trace(model, data), len(data))
+
+
+def _read_on(rows: Tensor, model: Callable[..., Any], data: BoundData) -> Program | None:
+    """The program on all rows as some of them tell it; None where they do not."""
+    try:
+        with _Counting() as counting:
+            trace = some_trace(model, data, rows)
+        program = _described(trace, len(rows))
+        if not program.observed or not all(site.local for site in program.observed.values()):
+            return None
+        local = {name: site for name, site in program.latents.items() if site.local}
+        if any(_own_priors(site, len(rows)) for site in local.values()):
+            return None
+        single = _described(some_trace(model, data, rows[:1]), 1) if local else program
+        longer = {
+            name: _longer(site, len(rows), len(data))
+            for name, site in (program.observed | program.latents).items()
+            if site.local
+        }
+        for name in local:
+            fn, site = single.latents[name].distribution, longer[name]
+            longer[name] = dataclasses.replace(site, distribution=fn.expand(site.batch_shape))
+    except (
+        Exception
+    ):  # a model that takes no few rows, or a distribution that does not expand: all rows show what is the matter
+        return None
+    latents, observed = (
+        {name: longer.get(name, site) for name, site in part.items()} for part in (program.latents, program.observed)
+    )
+    return Program(latents, observed, program.max_plate_nesting, len(data), max(1, counting.numbers // len(rows)))
+
+
+def _own_priors(site: Site, rows: int) -> bool:
+    """Whether the prior of a local latent is another one from row to row."""
+    todo = [site.distribution]
+    while todo:
+        for value in vars(todo.pop()).values():
+            if isinstance(value, torch.distributions.Distribution):
+                todo.append(value)
+            elif isinstance(value, Tensor):
+                along = [d for d in range(value.dim()) if value.shape[d] == rows]
+                if any(bool((value != value.narrow(d, 0, 1)).any()) for d in along):
+                    return True
+    return False
+
+
+def _longer(site: Site, rows: int, num_data: int) -> Site:
+    """A local site with the shape that it has on all rows."""
+    plate = next(plate for plate in site.plates if plate.name == DATA_PLATE)
+    shape = list(site.shape)
+    shape[len(site.batch_shape) + plate.dim] = num_data
+    return dataclasses.replace(site, shape=torch.Size(shape), elements=-(-site.elements // rows) * num_data)
+
+
+def _described(trace: poutine.Trace, rows: int) -> Program:
     latents: dict[str, Site] = {}
     observed: dict[str, Site] = {}
     depth = 0
     for name, site in sample_sites(trace):
-        plates = _plates(site)
+        plates = _plates(site, rows)
         depth = max([depth, *(-plate.dim for plate in plates)])
         if site["is_observed"]:
             if not site["infer"].get("_deterministic"):
@@ -211,15 +308,20 @@ def describe(model: Callable[..., Any], data: BoundData) -> Program:
             )
     if not latents and not observed:
         raise ValueError("the model has no pyro.sample statement, so there is nothing to infer")
-    return Program(latents, observed, depth, len(data))
+    return Program(latents, observed, depth, rows)
 
 
-def _plates(site: Any) -> tuple[Plate, ...]:
+def _plates(site: Any, rows: int) -> tuple[Plate, ...]:
+    """The plates around a site; a data plate that was given its rows draws no subsample of its own."""
     return tuple(
-        Plate(frame.name, frame.dim, frame.full_size or frame.size, subsampled=(frame.full_size or frame.size) != frame.size)
+        Plate(frame.name, frame.dim, frame.full_size or frame.size, subsampled=_subsampled(frame, rows))
         for frame in site["cond_indep_stack"]
         if frame.vectorized
     )
+
+
+def _subsampled(frame: Any, rows: int) -> bool:
+    return (frame.full_size or frame.size) != frame.size and not (frame.name == DATA_PLATE and frame.size == rows)
 
 
 def _site(name: str, site: Any, plates: tuple[Plate, ...], discrete: bool) -> Site:
