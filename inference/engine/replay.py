@@ -3,8 +3,8 @@
 For a small model the time goes into calling the step: Inductor's wrapper in Python allocates, checks and passes some fifty
 tensors for a microsecond of arithmetic. Everything is updated in place, so a step always calls its kernels with the same
 addresses, but for the rows of the tables, which lie at a fixed distance from each other. The calls are recorded once and repeated by
-a small C function: Inductor's own C++ kernels, matrix products and triangular solves by torch's BLAS, and the gathering of a
-batch's rows. A step that does anything else is not recorded.
+a small C function: Inductor's own C++ kernels, matrix products by our own code or torch's BLAS, triangular solves, and
+the gathering of a batch's rows. A step that does anything else is not recorded.
 """
 
 from __future__ import annotations
@@ -12,11 +12,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import ctypes
-import hashlib
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import native, products
 from .inductor import Compiled
 
 _HARMLESS = {
@@ -211,6 +208,9 @@ class _Overload:
 def _product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> Call:
     """out (m, n) = a (m, k) b (k, n), as the product of the transposes that BLAS sees in rows."""
     (m, k), n = a.shape, b.shape[1]
+    ours = products.call(a, b, out, add=add) if out.stride() == (n, 1) else ""
+    if ours:
+        return Call(products.address(), ours, (a, b, out))
     (a_rows, a_leading), (b_rows, b_leading) = _layout(a), _layout(b)
     if out.stride() != (n, 1) and m * n > 1:
         raise _CannotRecord
@@ -296,46 +296,11 @@ def _loop(calls: Sequence[Call]) -> Callable[..., None] | None:
         "void run(long first, long count, void **f, char **a, long *s) {\n"
         "  for (long i = first; i < first + count; i++) {\n    " + "\n    ".join(body) + "\n  }\n}\n"
     )
-    function = _load(source)
-    if function is None:
+    library = native.load(f'extern "C" {source}', ("-O1",))
+    if library is None:
         return None
+    function: Any = library.run
     function.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
     function.restype = None
-    return function  # type: ignore[no-any-return]
-
-
-def _load(source: str) -> Any:
-    """The function `run` of a C source; None where it cannot be built."""
-    try:
-        path = _build(source)
-        if path is None:
-            return None
-        try:
-            return ctypes.CDLL(str(path)).run
-        except OSError:  # a file that was cut short
-            path.unlink()
-            path = _build(source)
-            return None if path is None else ctypes.CDLL(str(path)).run
-    except (OSError, AttributeError):  # no room, no right to write
-        return None
-
-
-def _build(source: str) -> Path | None:
-    """The library of a C source, from the cache beside Inductor's or from the compiler."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    folder = Path(cache_dir()) / "bayeszoo"
-    path = folder / f"{hashlib.sha256(source.encode()).hexdigest()[:32]}.so"
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        file, library = Path(scratch) / "loop.c", Path(scratch) / "loop.so"
-        file.write_text(source)
-        command = [get_cpp_compiler(), "-x", "c++", "-O1", "-shared", "-fPIC", str(file), "-o", str(library)]
-        file.write_text(f'extern "C" {source}')
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            return None
-        os.replace(library, path)  # another process may have made the same file meanwhile
-    return path
+    run: Callable[..., None] = function
+    return run

@@ -1,0 +1,103 @@
+"""Products of small matrices by our own code, against double precision."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+
+import bayeszoo as bz
+from bayeszoo.inference.engine import native, products, replay
+
+needs_code = pytest.mark.skipif(not products.address(), reason="this processor's BLAS is left to it")
+
+SHAPES = [
+    (4, 2, 2), (5, 7, 3), (6, 16, 64), (12, 3, 16), (13, 31, 17), (24, 5, 33), (25, 64, 65), (31, 9, 48), (50, 256, 64),
+    (50, 256, 10), (256, 50, 50), (100, 20, 129), (1000, 20, 2), (7, 1000, 20),
+]  # fmt: skip
+
+
+def _stored(rows: int, columns: int, by: str) -> torch.Tensor:
+    if by == "rows":
+        return torch.randn(rows, columns)
+    if by == "columns":
+        return torch.randn(columns, rows).t()
+    return torch.randn(2 * rows, 3 * columns)[::2, ::3]
+
+
+@needs_code
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize(("first", "second"), [("rows", "rows"), ("columns", "rows"), ("rows", "columns"), ("apart", "apart")])
+def test_products_to_rounding(first: str, second: str, add: bool) -> None:
+    """|error| <= (k + 1) u |A| |B| for a sum of k rounded terms, u = 2^-24, element by element (Higham 2002, section 3.1)."""
+    torch.manual_seed(0)
+    for m, k, n in SHAPES:
+        a, b = _stored(m, k, first), _stored(k, n, second)
+        begin = torch.randn(m, n)
+        # What lies behind the result must stay as it was.
+        room = torch.full((m * n + 64,), 7.0)
+        out = room[: m * n].view(m, n)
+        out.copy_(begin)
+        calls = [replay._product(a, b, out, add=add)]
+        assert calls[0].function == products.address()
+        loop = replay._loop(calls)
+        assert loop is not None
+        addresses = [t.data_ptr() for t in calls[0].tensors]
+        loop(
+            0, 1, (ctypes.c_void_p * 1)(calls[0].function), (ctypes.c_void_p * 3)(*addresses), (ctypes.c_long * 3)(0, 0, 0)
+        )  # fmt: skip
+        exact = a.double() @ b.double() + (begin.double() if add else 0)
+        bound = (a.double().abs() @ b.double().abs() + (begin.double().abs() if add else 0)) * (k + 2) * 2.0**-24
+        assert bool(((out.double() - exact).abs() <= bound).all()), (m, k, n)
+        assert bool((room[m * n :] == 7).all()), (m, k, n)
+
+
+@needs_code
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (torch.randn(3, 20), torch.randn(20, 8)),
+        (torch.randn(20, 20), torch.randn(20, 1)),
+        (torch.randn(8, 8).double(), torch.randn(8, 8).double()),
+    ],
+)
+def test_what_blas_keeps(a: torch.Tensor, b: torch.Tensor) -> None:
+    assert products.call(a, b, torch.empty(len(a), b.shape[1], dtype=a.dtype), add=False) == ""
+
+
+def test_without_a_compiler_blas_does_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_worth_it", lambda: True)
+    monkeypatch.setattr(native, "_build", lambda source, flags: None)
+    products.address.cache_clear()
+    try:
+        assert products.call(torch.randn(9, 9), torch.randn(9, 9), torch.empty(9, 9), add=False) == ""
+    finally:
+        products.address.cache_clear()
+
+
+@needs_code
+def test_a_network_trains_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same losses as with BLAS, to the rounding of single precision, over 50 steps."""
+    recorded = []
+    plain = replay._product
+
+    def noted(*args, **kwargs):
+        recorded.append(plain(*args, **kwargs))
+        return recorded[-1]
+
+    monkeypatch.setattr(replay, "_product", noted)
+    torch.manual_seed(0)
+    x = torch.randn(64, 8)
+    data = bz.data.Data(inputs={"x": x}, observed=(x[:, 0] > 0).long())
+    model = bz.models.BayesianNN(bz.models.networks.mlp(8, [20], 2))
+
+    def losses(*, own: bool) -> torch.Tensor:
+        if not own:
+            monkeypatch.setattr(products, "call", lambda *args, **kwargs: "")
+        fit = bz.fit(model, data, guide="mean_field", estimator="shared", steps=50, seed=0, compile=True, progress=False)
+        return torch.tensor(fit.losses)
+
+    ours = losses(own=True)
+    assert any(call.function == products.address() for call in recorded)
+    assert torch.allclose(ours, losses(own=False), rtol=1e-4)
