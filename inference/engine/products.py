@@ -12,14 +12,15 @@ import ctypes
 import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import native
 
-#: Fewer rows or columns than this are a product with vectors, which BLAS does well.
-LEAST_ROWS, LEAST_COLUMNS = 4, 2
+#: Fewer rows leave too few sums at work at once, and shorter sums are all overhead: those BLAS does as well.
+LEAST_ROWS, LEAST_INNER = 4, 2
 
 #: out (m, n) = a (m, k) b (k, n), or += with `add`; any strides but the result's, which is stored by rows.
 _SOURCE = r"""
@@ -84,7 +85,7 @@ extern "C" void product(const float *a, const float *b, float *c, long m, long n
       from = packed;
     }
     float *to = c + j;
-    switch (vectors) {
+    switch ((int)vectors) {
       case 1: panel<1>(a, a_down, a_across, from, ldb, m, k, to, n, last, add); break;
       case 2: panel<2>(a, a_down, a_across, from, ldb, m, k, to, n, last, add); break;
       case 3: panel<3>(a, a_down, a_across, from, ldb, m, k, to, n, last, add); break;
@@ -92,16 +93,34 @@ extern "C" void product(const float *a, const float *b, float *c, long m, long n
     }
   }
 }
+
+template <int MR>
+static void dots_of(const float *a, long down, const float *x, long k, float *y, int add) {
+  __m512 sum[MR];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; i++) sum[i] = _mm512_setzero_ps();
+  for (long p = 0; p < k; p += 16) {
+    __mmask16 mask = k - p < 16 ? (__mmask16)((1u << (k - p)) - 1) : (__mmask16)-1;
+    __m512 part = _mm512_maskz_loadu_ps(mask, x + p);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) sum[i] = _mm512_fmadd_ps(part, _mm512_maskz_loadu_ps(mask, a + i * down + p), sum[i]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; i++) y[i] = (add ? y[i] : 0) + _mm512_reduce_add_ps(sum[i]);
+}
+
+extern "C" void dots(const float *a, const float *x, float *y, long m, long k, long down, int add) {
+  long i = 0;
+  for (; i + 8 <= m; i += 8) dots_of<8>(a + i * down, down, x, k, y + i, add);
+  for (; i < m; i++) dots_of<1>(a + i * down, down, x, k, y + i, add);
+}
 """
 
 
 @functools.cache
-def address() -> int:
-    """Where the function lies; 0 where BLAS is left to it, or there is no compiler."""
-    if not _worth_it():
-        return 0
-    library = native.load(_SOURCE, ("-O2", "-mavx512f", "-mavx512vl", "-mavx512dq", "-mfma"))
-    return 0 if library is None else ctypes.cast(library.product, ctypes.c_void_p).value or 0
+def _library() -> ctypes.CDLL | None:
+    """The functions; None where BLAS is left to it, or there is no compiler."""
+    return native.load(_SOURCE, ("-O2", "-mavx512f", "-mavx512vl", "-mavx512dq", "-mfma")) if _worth_it() else None
 
 
 def _worth_it() -> bool:
@@ -114,10 +133,34 @@ def _worth_it() -> bool:
         return False
 
 
-def call(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> str:
-    """C that makes the product of {0} and {1} in {2} by the function {f}; empty for products that BLAS does as well."""
+def available() -> bool:
+    """Whether there are such functions for this processor."""
+    return _library() is not None
+
+
+def call(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> tuple[int, str, tuple[Tensor, ...]] | None:
+    """out = a b, or out += a b: a function, C that calls it as {f} with the addresses {0}, {1}, {2} of the tensors; None for what
+    BLAS does as well."""
     (m, k), n = a.shape, b.shape[1]
-    if a.dtype != torch.float32 or m < LEAST_ROWS or n < LEAST_COLUMNS or k < 2 or not address():
-        return ""
-    numbers = ", ".join(str(number) for number in (m, n, k, *a.stride(), *b.stride(), int(add)))
-    return f"((void (*)(void *, void *, void *, long, long, long, long, long, long, long, int)) {{f}})({{0}}, {{1}}, {{2}}, {numbers});"
+    library = _library()
+    if library is None or a.dtype != torch.float32 or (out.stride() != (n, 1) and m * n > 1) or k < LEAST_INNER:
+        return None
+    if n == 1 or m == 1:
+        # A thin product is a row times a matrix, or as many scalar products as the matrix has rows.
+        matrix, vector, length = (a, b[:, 0], m) if n == 1 else (b.t(), a[0], n)
+        if matrix.stride(0) == 1 and length > 1:
+            return _called(
+                library.product, (vector, matrix, out), 1, length, k, 0, vector.stride(0), *matrix.t().stride(), int(add)
+            )
+        if matrix.stride(1) == 1 and vector.stride(0) == 1:
+            return _called(library.dots, (matrix, vector, out), length, k, matrix.stride(0), int(add))
+        return None
+    if m < LEAST_ROWS:
+        return None
+    return _called(library.product, (a, b, out), m, n, k, *a.stride(), *b.stride(), int(add))
+
+
+def _called(function: Any, tensors: tuple[Tensor, ...], *numbers: int) -> tuple[int, str, tuple[Tensor, ...]]:
+    types = ", ".join(["void *"] * 3 + ["long"] * (len(numbers) - 1) + ["int"])
+    code = f"((void (*)({types})) {{f}})({{0}}, {{1}}, {{2}}, {', '.join(map(str, numbers))});"
+    return ctypes.cast(function, ctypes.c_void_p).value or 0, code, tensors

@@ -208,9 +208,9 @@ class _Overload:
 def _product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> Call:
     """out (m, n) = a (m, k) b (k, n), as the product of the transposes that BLAS sees in rows."""
     (m, k), n = a.shape, b.shape[1]
-    ours = products.call(a, b, out, add=add) if out.stride() == (n, 1) else ""
-    if ours:
-        return Call(products.address(), ours, (a, b, out))
+    ours = products.call(a, b, out, add=add)
+    if ours is not None:
+        return Call(*ours)
     (a_rows, a_leading), (b_rows, b_leading) = _layout(a), _layout(b)
     if out.stride() != (n, 1) and m * n > 1:
         raise _CannotRecord

@@ -10,11 +10,11 @@ import torch
 import bayeszoo as bz
 from bayeszoo.inference.engine import native, products, replay
 
-needs_code = pytest.mark.skipif(not products.address(), reason="this processor's BLAS is left to it")
+needs_code = pytest.mark.skipif(not products.available(), reason="this processor's BLAS is left to it")
 
 SHAPES = [
     (4, 2, 2), (5, 7, 3), (6, 16, 64), (12, 3, 16), (13, 31, 17), (24, 5, 33), (25, 64, 65), (31, 9, 48), (50, 256, 64),
-    (50, 256, 10), (256, 50, 50), (100, 20, 129), (1000, 20, 2), (7, 1000, 20),
+    (50, 256, 10), (256, 50, 50), (100, 20, 129), (1000, 20, 2), (7, 1000, 20), (1, 40, 100), (256, 100, 1), (9, 17, 1), (100, 256, 1), (1, 5, 17),
 ]  # fmt: skip
 
 
@@ -39,8 +39,10 @@ def test_products_to_rounding(first: str, second: str, add: bool) -> None:
         room = torch.full((m * n + 64,), 7.0)
         out = room[: m * n].view(m, n)
         out.copy_(begin)
+        if products.call(a, b, out, add=add) is None:
+            assert (first, min(m, n)) == ("apart", 1)  # neither rows nor columns to run along
+            continue
         calls = [replay._product(a, b, out, add=add)]
-        assert calls[0].function == products.address()
         loop = replay._loop(calls)
         assert loop is not None
         addresses = [t.data_ptr() for t in calls[0].tensors]
@@ -58,35 +60,30 @@ def test_products_to_rounding(first: str, second: str, add: bool) -> None:
     ("a", "b"),
     [
         (torch.randn(3, 20), torch.randn(20, 8)),
-        (torch.randn(20, 20), torch.randn(20, 1)),
+        (torch.randn(20, 40)[:, ::2], torch.randn(20, 1)),
         (torch.randn(8, 8).double(), torch.randn(8, 8).double()),
     ],
 )
 def test_what_blas_keeps(a: torch.Tensor, b: torch.Tensor) -> None:
-    assert products.call(a, b, torch.empty(len(a), b.shape[1], dtype=a.dtype), add=False) == ""
+    assert products.call(a, b, torch.empty(len(a), b.shape[1], dtype=a.dtype), add=False) is None
 
 
 def test_without_a_compiler_blas_does_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_worth_it", lambda: True)
     monkeypatch.setattr(native, "_build", lambda source, flags: None)
-    products.address.cache_clear()
+    products._library.cache_clear()
     try:
-        assert products.call(torch.randn(9, 9), torch.randn(9, 9), torch.empty(9, 9), add=False) == ""
+        assert products.call(torch.randn(9, 9), torch.randn(9, 9), torch.empty(9, 9), add=False) is None
     finally:
-        products.address.cache_clear()
+        products._library.cache_clear()
 
 
 @needs_code
 def test_a_network_trains_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same losses as with BLAS, to the rounding of single precision, over 50 steps."""
-    recorded = []
-    plain = replay._product
-
-    def noted(*args, **kwargs):
-        recorded.append(plain(*args, **kwargs))
-        return recorded[-1]
-
-    monkeypatch.setattr(replay, "_product", noted)
+    made = []
+    plain = products.call
+    monkeypatch.setattr(products, "call", lambda *args, **kwargs: made.append(plain(*args, **kwargs)) or made[-1])
     torch.manual_seed(0)
     x = torch.randn(64, 8)
     data = bz.data.Data(inputs={"x": x}, observed=(x[:, 0] > 0).long())
@@ -94,10 +91,10 @@ def test_a_network_trains_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def losses(*, own: bool) -> torch.Tensor:
         if not own:
-            monkeypatch.setattr(products, "call", lambda *args, **kwargs: "")
+            monkeypatch.setattr(products, "call", lambda *args, **kwargs: None)
         fit = bz.fit(model, data, guide="mean_field", estimator="shared", steps=50, seed=0, compile=True, progress=False)
         return torch.tensor(fit.losses)
 
     ours = losses(own=True)
-    assert any(call.function == products.address() for call in recorded)
+    assert any(made)
     assert torch.allclose(ours, losses(own=False), rtol=1e-4)
