@@ -34,7 +34,11 @@ _HARMLESS = {
     "_reinterpret_tensor",
 }
 _PRODUCTS = {"extern_kernels.mm", "extern_kernels.addmm"}
-_OPERATORS = {"torch.ops.bayeszoo.rows.default", "torch.ops.aten.linalg_solve_triangular.default"}
+_OPERATORS = {
+    "torch.ops.bayeszoo.rows.default",
+    "torch.ops.bayeszoo.matmul.default",
+    "torch.ops.aten.linalg_solve_triangular.default",
+}
 
 
 class _CannotRecord(Exception):
@@ -162,6 +166,7 @@ class _Torch:
         self.calls = calls
         self.ops = self.aten = self.bayeszoo = self
         self.rows = _Overload(self._rows)
+        self.matmul = _Overload(self._matmul)
         self.linalg_solve_triangular = _Overload(self._solve)
 
     def __getattr__(self, name: str) -> Any:
@@ -180,6 +185,13 @@ class _Torch:
             f"__builtin_memcpy({{2}} + r * {size}, {{0}} + j * {size}, {size}); }}}}"
         )
         self.calls.append(Call(0, code, (x, index, out)))
+        return out
+
+    def _matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        if torch.get_num_threads() > 1 or not products.available():
+            raise _CannotRecord  # oneDNN has more threads, or better code
+        out = a.new_empty(a.shape[0], b.shape[1])
+        self.calls.append(_product(a, b, out, add=False))
         return out
 
     def _solve(self, a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Tensor:

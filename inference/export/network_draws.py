@@ -105,10 +105,10 @@ def stream(fit: Fit, run: Run, n: int, seed: int, take: Callable[[slice, Draws],
     # As many at once as `draws.draw` maps: in other chunks the same seed would give other draws.
     chunk = min(n, chunk_size(program.num_data, torch.finfo(run.owned.dtype).bits // 8, program.width))
     with run.owned.active(seed):
-        kwargs = fit.data.bind(run.owned.model)
+        parts = run.parts(fit.data, whole=bool(program.discrete))
         for first in range(0, n, chunk):
             num = min(chunk, n - first)
-            take(slice(first, first + num), draw(run.owned, program, kwargs, num, run.each, point=run.point, score=False))
+            take(slice(first, first + num), draw(run.owned, program, parts, num, run.each, point=run.point, score=False))
 
 
 class _Likelihood:

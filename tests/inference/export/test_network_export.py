@@ -182,9 +182,9 @@ def test_arviz_takes_names_with_dots(small, tmp_path):
 def test_a_large_network_is_drawn_in_chunks_and_few_weights_stay(large, monkeypatch):
     nums = []
 
-    def recorded(owned, program, kwargs, num, *args, **options):
+    def recorded(owned, program, parts, num, *args, **options):
         nums.append(num)
-        return draws.draw(owned, program, kwargs, num, *args, **options)
+        return draws.draw(owned, program, parts, num, *args, **options)
 
     monkeypatch.setattr(network_draws, "draw", recorded)
     monkeypatch.setattr(draws, "CHUNK_BYTES", 4_000_000)
