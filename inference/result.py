@@ -72,7 +72,11 @@ class Run:
             return draw(self.owned, self.program, parts, num, self.each, point=self.point, discrete=discrete, score=score)
 
     def parts(self, data: Any, *, whole: bool = False) -> RowParts:
-        """The rows of a data set in parts that fit into memory, or all of them in one."""
+        """The rows of a data set in parts that fit into memory, or all of them in one.
+
+        A guide that is not one of ours may draw what depends on all rows.
+        """
+        whole = whole or not getattr(self.owned.guide, "family", "")
         size = torch.finfo(self.owned.dtype).bits // 8
         return RowParts(self.owned.model, data, len(data)) if whole else row_parts(self.program, self.owned.model, data, size)
 

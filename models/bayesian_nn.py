@@ -47,6 +47,9 @@ class BayesianNN(LatentWeights):
     noise_scale: Tensor | None
     noise_prior_scale: Tensor
 
+    #: Some observations tell what the model is made of: see `bayeszoo.inference.target.program.some_rows`.
+    by_rows = True
+
     def __init__(
         self,
         net: nn.Module,

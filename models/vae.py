@@ -41,6 +41,9 @@ class VAE(PyroModule):
             left out where it is 1.
     """
 
+    #: Some observations tell what the model is made of: see `bayeszoo.inference.target.program.some_rows`.
+    by_rows = True
+
     def __init__(
         self,
         shape: int | Sequence[int],

@@ -23,7 +23,7 @@ def load(source: str, flags: Sequence[str]) -> ctypes.CDLL | None:
             path.unlink()
             path = _build(source, flags)
             return None if path is None else ctypes.CDLL(str(path))
-    except (OSError, AttributeError):  # no room, no right to write
+    except (OSError, AttributeError, RuntimeError):  # no room, no right to write, no compiler
         return None
 
 

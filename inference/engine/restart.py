@@ -96,10 +96,10 @@ class Restart:
     def _some(self) -> Mapping[str, Any]:
         """What to call guide and model with to see what they are made of: all rows, or some of a large data set."""
         rows = some_rows(self.owned.model, self.data) if self.program.row_elements else None
-        # A guide that is not ours may make a parameter for each row that it first sees.
-        known = bool(getattr(self.owned.guide, "family", "")) or not any(site.local for site in self.program.latents.values())
-        shared = any(not site.local for site in self.program.discrete.values())  # summed out over all rows or none
-        return self.full if rows is None or not known or shared else self.data.batch(rows, self.owned.model)
+        # A guide that is not ours may make a parameter for each row that it first sees; a sum over states is over all rows or none.
+        ours = bool(getattr(self.owned.guide, "family", ""))
+        shared = any(not site.local for site in self.program.discrete.values())
+        return self.full if rows is None or not ours or shared else self.data.batch(rows, self.owned.model)
 
     def prepare(self) -> None:
         """Starts the guide and makes the loop, if there is anything left to train."""

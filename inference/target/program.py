@@ -183,9 +183,13 @@ def lacks_for_batches(model: Callable[..., Any]) -> list[str]:
 
 
 def some_rows(model: Callable[..., Any], data: BoundData) -> Tensor | None:
-    """Evenly spaced observations that a large data set can be read by; None where the model has to see all."""
+    """Evenly spaced observations that a large data set can be read by; None where the model has to see all.
+
+    A model has to say so, `by_rows = True`: it takes num_data and index, its shared latents are the same whatever rows it sees,
+    latents of single observations have one prior, and it has no parameter for each row.
+    """
     mixed = getattr(data, "streamed", False) or getattr(data, "streams", None) is not None
-    if len(data) <= MANY or mixed or lacks_for_batches(model):
+    if len(data) <= MANY or mixed or not getattr(model, "by_rows", False):
         return None
     return torch.linspace(0, len(data) - 1, READ).round().long()
 
@@ -229,47 +233,35 @@ def describe(model: Callable[..., Any], data: BoundData) -> Program:
 
 
 def _read_on(rows: Tensor, model: Callable[..., Any], data: BoundData) -> Program | None:
-    """The program on all rows as some of them tell it; None where they do not."""
+    """The program on all rows as some of them tell it; None where the model does not run on so few."""
     try:
-        with _Counting() as counting:
-            trace = some_trace(model, data, rows)
-        program = _described(trace, len(rows))
-        if not program.observed or not all(site.local for site in program.observed.values()):
-            return None
-        local = {name: site for name, site in program.latents.items() if site.local}
-        if any(_own_priors(site, len(rows)) for site in local.values()):
-            return None
-        single = _described(some_trace(model, data, rows[:1]), 1) if local else program
-        longer = {
-            name: _longer(site, len(rows), len(data))
-            for name, site in (program.observed | program.latents).items()
-            if site.local
-        }
-        for name in local:
-            fn, site = single.latents[name].distribution, longer[name]
-            longer[name] = dataclasses.replace(site, distribution=fn.expand(site.batch_shape))
-    except (
-        Exception
-    ):  # a model that takes no few rows, or a distribution that does not expand: all rows show what is the matter
+        return _from_two_runs(rows, model, data)
+    except (RuntimeError, ValueError):  # batch norm, say, takes no single row; what else is wrong all rows show again
         return None
+
+
+def _from_two_runs(rows: Tensor, model: Callable[..., Any], data: BoundData) -> Program:
+    found = []
+    for part in (rows, rows[:1]):
+        with _Counting() as counting:
+            trace = some_trace(model, data, part)
+        found.append((_described(trace, len(part)), counting.numbers))
+    (program, numbers), (single, numbers_of_one) = found
+
+    def longer(name: str, site: Site) -> Site:
+        if not site.local:
+            return site
+        whole = _longer(site, len(rows), len(data))
+        if name not in single.latents:
+            return whole
+        return dataclasses.replace(whole, distribution=single.latents[name].distribution.expand(whole.batch_shape))
+
     latents, observed = (
-        {name: longer.get(name, site) for name, site in part.items()} for part in (program.latents, program.observed)
+        {name: longer(name, site) for name, site in part.items()} for part in (program.latents, program.observed)
     )
-    return Program(latents, observed, program.max_plate_nesting, len(data), max(1, counting.numbers // len(rows)))
-
-
-def _own_priors(site: Site, rows: int) -> bool:
-    """Whether the prior of a local latent is another one from row to row."""
-    todo = [site.distribution]
-    while todo:
-        for value in vars(todo.pop()).values():
-            if isinstance(value, torch.distributions.Distribution):
-                todo.append(value)
-            elif isinstance(value, Tensor):
-                along = [d for d in range(value.dim()) if value.shape[d] == rows]
-                if any(bool((value != value.narrow(d, 0, 1)).any()) for d in along):
-                    return True
-    return False
+    # What a run makes of its shared latents it makes once, whatever the rows.
+    each = (numbers - numbers_of_one) // (len(rows) - 1)
+    return Program(latents, observed, program.max_plate_nesting, len(data), max(1, each))
 
 
 def _longer(site: Site, rows: int, num_data: int) -> Site:

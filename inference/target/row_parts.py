@@ -57,8 +57,8 @@ def row_parts(program: Program, model: Callable[..., Any], data: BoundData, item
         itemsize: bytes of a number.
     """
     latents = program.latents.values()
-    mixed = len({site.local for site in program.continuous.values()}) > 1
-    separate = program.row_elements and len(data) == program.num_data and not mixed
-    if not separate or any(site.discrete and not site.local for site in latents):
+    mixed = len({site.local for site in latents}) > 1
+    shared = any(site.discrete and not site.local for site in latents)
+    if not program.row_elements or len(data) != program.num_data or mixed or shared:
         return RowParts(model, data, len(data))
     return RowParts(model, data, max(1, PART_BYTES // (program.row_elements * itemsize)))

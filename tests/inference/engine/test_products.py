@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,11 +69,13 @@ def test_what_blas_keeps(a: torch.Tensor, b: torch.Tensor) -> None:
     assert products.call(a, b, torch.empty(len(a), b.shape[1], dtype=a.dtype), add=False) is None
 
 
-def test_without_a_compiler_blas_does_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_blas_does_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(products, "_worth_it", lambda: True)
-    monkeypatch.setattr(native, "_build", lambda source, flags: None)
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (str(tmp_path / "no-compiler"),))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     products._library.cache_clear()
     try:
+        assert native.load("int x;", ("-O1",)) is None
         assert products.call(torch.randn(9, 9), torch.randn(9, 9), torch.empty(9, 9), add=False) is None
     finally:
         products._library.cache_clear()
