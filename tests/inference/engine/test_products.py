@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config as inductor_config
 
 import bayeszoo as bz
 from bayeszoo.inference.engine import native, products, replay
@@ -71,12 +72,12 @@ def test_what_blas_keeps(a: torch.Tensor, b: torch.Tensor) -> None:
 
 def test_without_a_compiler_blas_does_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(products, "_worth_it", lambda: True)
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (str(tmp_path / "no-compiler"),))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     products._library.cache_clear()
     try:
-        assert native.load("int x;", ("-O1",)) is None
-        assert products.call(torch.randn(9, 9), torch.randn(9, 9), torch.empty(9, 9), add=False) is None
+        with inductor_config.patch({"cpp.cxx": (str(tmp_path / "no-compiler"),)}):
+            assert native.load("int x;", ("-O1",)) is None
+            assert products.call(torch.randn(9, 9), torch.randn(9, 9), torch.empty(9, 9), add=False) is None
     finally:
         products._library.cache_clear()
 
