@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from .engine.compiled import Mode
 from .engine.convergence import Plan
@@ -21,7 +23,6 @@ from .estimators.free_bits import check_number
 from .estimators.layer_noise import LAYER_NOISES, LayerNoise
 from .estimators.objective import ESTIMATORS, Discrete, Estimator
 from .result import Fit, Run
-from .target.program import lacks_for_batches
 
 
 def fit(
@@ -170,7 +171,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def _check_batches(model: Any) -> None:
-    lacking = lacks_for_batches(model)
+    signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+    lacking = [name for name in ("num_data", "index") if name not in signature.parameters]
     if lacking:
         raise ValueError(
             f"batch_size needs a model that takes num_data and index, and this one lacks {' and '.join(lacking)}: open its plate as "

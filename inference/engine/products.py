@@ -26,7 +26,6 @@ LEAST_ROWS, LEAST_INNER = 4, 2
 _SOURCE = r"""
 #include <immintrin.h>
 #include <stdlib.h>
-#include <string.h>
 
 template <int MR, int NR>
 static void tile(const float *a, long down, long across, const float *b, long ldb, long k, float *c, long ldc, __mmask16 last, int add) {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from pyro import poutine
 from pyro.distributions.util import is_identically_zero
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -30,7 +29,7 @@ Values = Mapping[str, Tensor]
 #: With more latents of single observations than this no ratio of densities over all of them is even.
 FEW_LOCAL = 1_000
 
-#: A model of more observations than this is read on so many of them, where it takes minibatches: networks hold far more than their data.
+#: A model of more observations than this is read on so many of them, where it says that they tell: networks hold far more than their data.
 MANY, READ = 5_000, 256
 
 #: The plate over the observations, by contract with the models.
@@ -93,7 +92,7 @@ class Program:
 
     Attributes:
         row_elements: numbers that one run of the model makes for each observation, hidden layers included; 0 where it was run on
-            all of them at once, because they are few or it takes no minibatches.
+            all of them at once, because they are few or some do not tell (`some_rows`).
     """
 
     latents: dict[str, Site]
@@ -174,12 +173,6 @@ def is_point_estimate(site: Any) -> bool:
     while hasattr(fn, "base_dist") and not isinstance(fn, pyro.distributions.Delta):
         fn = fn.base_dist
     return isinstance(fn, pyro.distributions.Delta) and not bool(torch.as_tensor(fn.log_density != 0).any())
-
-
-def lacks_for_batches(model: Callable[..., Any]) -> list[str]:
-    """Which of the two parameters that minibatches need are not in the model's signature."""
-    signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
-    return [name for name in ("num_data", "index") if name not in signature.parameters]
 
 
 def some_rows(model: Callable[..., Any], data: BoundData) -> Tensor | None:

@@ -114,7 +114,7 @@ def test_what_a_row_takes_leaves_shared_weights_out() -> None:
 
 
 def test_a_guide_that_is_not_ours_sees_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guide whose shared latent is a function of the data has the same draws whatever the memory."""
+    """A guide that draws all rows whatever `index` is given draws each of them once, however little memory there is."""
     model, data = pictures()
 
     def guide(x: Tensor | None = None, *, num_data: int | None = None, index: Tensor | None = None) -> None:
