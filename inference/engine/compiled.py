@@ -334,6 +334,7 @@ class Engine:
         self.device = self.loop.leaves[0].device
         self.cuda_graphs: dict[int, Any] = {}
         self._check(graph)
+        self.loop.tables.compiled = True
 
     def advance(self, first: int, count: int) -> bool:
         """Runs rows first, ..., first + count - 1; False (and nothing changed) if a number was not finite."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import twister
 from .noise import Row
 
 #: Noise is drawn for so many numbers at once, in as many steps as they serve.
@@ -104,6 +105,8 @@ class Tables:
             "device": device,
         }
         self.seeds = tuple(seeds)
+        #: Whether noise is drawn by compiled code, which an eager fit does not wait for.
+        self.compiled = False
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         stack = () if len(seeds) == 1 else (len(seeds),)
 
@@ -190,7 +193,8 @@ class Tables:
 
     def fill(self) -> None:
         """New noise and new batches in every row."""
-        for table, draw in ((self._normal, Tensor.normal_), (self._uniform, Tensor.uniform_)):
+        normal, uniform = (twister.normal_, twister.uniform_) if self.compiled else (Tensor.normal_, Tensor.uniform_)
+        for table, draw in ((self._normal, normal), (self._uniform, uniform)):
             if not table.numel():
                 continue
             if len(self.generators) == 1:
