@@ -95,6 +95,7 @@ def capture(
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    make_fx(torch.zeros, tracing_mode="real")(1)  # what torch imports now draws from NumPy's generator, not the model
     changing = list(changing)
     before = _attributes(modules)
     generators = _generators()

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from .capture import Graph, Uncapturable, capture, explain, run_on
 from .inductor import Compiled, compile_graph, lacking_compiler
+from .invariants import hoist
 from .noise import kept_generators
 from .replay import Replay, record
 from .tables import StepInputs
@@ -106,6 +107,7 @@ class Compiler:
                         f"the step has {graph.size} operations, which would take minutes to compile (compile=True does)"
                     )
                 step.check(graph)
+                graph = hoist(graph, step.fixed(graph))
                 return Engine(step, graph, compile_graph(graph))
         except Uncapturable:
             raise
@@ -213,14 +215,23 @@ class Step:
         """The step as a graph."""
         before = self._optimizer_numbers()
         with self.undone():
-            data = self.loop.batch(None) if self.row.index is None else {}
-            fixed = [t for t in data.values() if isinstance(t, Tensor)] if self.loop.callbacks else None
+            fixed = self._data() if self.loop.callbacks else None
             graph = capture(self, changing=self.changing(), fixed=fixed, modules=self.modules)
             if self._optimizer_numbers() != before:
                 raise Uncapturable(f"the optimiser {type(self.loop.optimizer).__name__} counts in Python")
         known = {id(t) for t in self.changing()}
         self.state += [t for t in graph.updated() if id(t) not in known]
         return graph
+
+    def _data(self) -> list[Tensor]:
+        """What no callback changes: the data, where every step sees all of them."""
+        data = self.loop.batch(None) if self.row.index is None else {}
+        return [t for t in data.values() if isinstance(t, Tensor)]
+
+    def fixed(self, graph: Graph) -> set[int]:
+        """The ids of the graph's inputs that have the same values at every step."""
+        given = self._data() if self.loop.callbacks else graph.inputs
+        return {id(t) for t in given} - {id(t) for t in self.changing()}
 
     def _optimizer_numbers(self) -> Any:
         """What the optimiser keeps that is no tensor."""

@@ -19,6 +19,7 @@ from unittest import mock
 
 import torch
 
+from . import broadcasts
 from .capture import Graph, Uncapturable
 from .passes import rewrite
 
@@ -87,9 +88,12 @@ def _compile(graph: Graph, threads: int) -> Compiled:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     outputs: list[Any] = []
+    on_cpu = all(t.device.type == "cpu" for t in graph.inputs)
 
-    def inner(*args: Any, **kwargs: Any) -> Any:
-        outputs.append(compile_fx_inner(*args, **kwargs))
+    def inner(module: torch.fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        if on_cpu:
+            broadcasts.rewrite(module)
+        outputs.append(compile_fx_inner(module, *args, **kwargs))
         return outputs[-1]
 
     options: dict[str, Any] = {
@@ -102,7 +106,7 @@ def _compile(graph: Graph, threads: int) -> Compiled:
         "compile_threads": min(8, _processors()),  # one compiler a kernel, side by side
     }
     module = _without_outputs(graph)
-    if all(t.device.type == "cpu" for t in graph.inputs):
+    if on_cpu:
         options["pattern_matcher"] = False  # its patterns are networks' for GPUs, and take a second to set up
         rewrite(module)
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)

@@ -16,6 +16,8 @@ from torch import Tensor, fx
 #: A matrix product of fewer multiplications than this is left alone.
 LARGE = 1_000_000
 
+#: A product of at least two and at most so many columns is computed as its transpose.
+THIN = 8
 #: tanh x = x P(x^2) / Q(x^2) up to TANH_ENDS, and 1 from there: coefficients from the constant on, of the least largest relative
 #: error (1.1e-8), found by weighted least squares (Lawson's iteration). All are positive, so nothing cancels.
 TANH_P = (1.0, 0.134195849, 0.00354162231, 2.13798139e-05, 1.44578181e-08)
@@ -71,26 +73,18 @@ def _replacement(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     if node.target is aten.tanh.default:
         x = _meta(node.args[0])
         return _tanh(graph, node.args[0]) if x is not None and x.dtype == torch.float32 else None
-    if node.target in (aten.mm.default, aten.mv.default):
-        a, b = (_meta(n) for n in node.args)
-        if (
-            a is None
-            or b is None
-            or a.dtype != torch.float32
-            or a.shape.numel() * (b.shape[1] if len(b.shape) == 2 else 1) < LARGE
-        ):
+    if node.target in (aten.mm.default, aten.addmm.default) and not node.kwargs:
+        product = _product(graph, *node.args[-2:])
+        if product is None or node.target is aten.mm.default:
+            return product
+        return graph.call_function(aten.add.Tensor, (product, node.args[0]))
+    if node.target is aten.mv.default:
+        a = _meta(node.args[0])
+        if a is None or a.dtype != torch.float32 or a.shape.numel() < LARGE:
             return None
-        if node.target is aten.mm.default:
-            return graph.call_function(ours.matmul.default, node.args)
         column = graph.call_function(aten.unsqueeze.default, (node.args[1], 1))
         product = graph.call_function(ours.matmul.default, (node.args[0], column))
         return graph.call_function(aten.squeeze.dim, (product, 1))
-    if node.target is aten.addmm.default and not node.kwargs:
-        a, b = _meta(node.args[1]), _meta(node.args[2])
-        if a is None or b is None or a.dtype != torch.float32 or a.shape.numel() * b.shape[1] < LARGE:
-            return None
-        product = graph.call_function(ours.matmul.default, node.args[1:])
-        return graph.call_function(aten.add.Tensor, (product, node.args[0]))
     if node.target is aten.index.Tensor and isinstance(node.args[1], (list, tuple)) and len(node.args[1]) == 1:
         table, rows = node.args[0], node.args[1][0]
         if not (isinstance(table, fx.Node) and isinstance(rows, fx.Node) and table.op == rows.op == "placeholder"):
@@ -102,6 +96,22 @@ def _replacement(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
             return None
         return graph.call_function(ours.rows.default, (table, rows))
     return None
+
+
+def _product(graph: fx.Graph, first: Any, second: Any) -> fx.Node | None:
+    """(m, k) times (k, n); None where Inductor's own call is as good."""
+    aten, a, b = torch.ops.aten, _meta(first), _meta(second)
+    if a is None or b is None:
+        return None
+    (m, k), n = a.shape, b.shape[1]
+    large = a.dtype == torch.float32 and m * k * n >= LARGE
+    thin = 1 < n <= THIN and m >= 8 * n
+    if not large and not thin:
+        return None
+    if thin:  # what follows takes vectors of numbers that lie side by side: the transpose has more of them
+        first, second = (graph.call_function(aten.t.default, (matrix,)) for matrix in (second, first))
+    product = graph.call_function(torch.ops.bayeszoo.matmul.default if large else aten.mm.default, (first, second))
+    return graph.call_function(aten.t.default, (product,)) if thin else product
 
 
 def _tanh(graph: fx.Graph, x: Any) -> fx.Node:

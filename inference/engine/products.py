@@ -20,7 +20,7 @@ from torch import Tensor
 from . import native
 
 #: Fewer rows leave too few sums at work at once, and shorter sums are all overhead: those BLAS does as well.
-LEAST_ROWS, LEAST_INNER = 4, 2
+LEAST_ROWS, LEAST_INNER = 2, 2
 
 #: out (m, n) = a (m, k) b (k, n), or += with `add`; any strides but the result's, which is stored by rows.
 _SOURCE = r"""
