@@ -19,8 +19,8 @@ from torch import Tensor
 
 from . import native
 
-#: Fewer rows leave too few sums at work at once, and shorter sums are all overhead: those BLAS does as well.
-LEAST_ROWS, LEAST_INNER = 2, 2
+#: Shorter sums are all overhead: those BLAS does as well.
+LEAST_INNER = 2
 
 #: out (m, n) = a (m, k) b (k, n), or += with `add`; any strides but the result's, which is stored by rows.
 _SOURCE = r"""
@@ -218,8 +218,6 @@ def call(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> tuple[int, str, tup
             return _called(library.row_times, (vector, matrix, out), length, k, vector.stride(0), matrix.stride(1), int(add))
         if matrix.stride(1) == 1 and vector.stride(0) == 1:
             return _called(library.dots, (matrix, vector, out), length, k, matrix.stride(0), int(add))
-        return None
-    if m < LEAST_ROWS:
         return None
     return _called(library.product, (a, b, out), m, n, k, *a.stride(), *b.stride(), int(add))
 

@@ -17,6 +17,7 @@ needs_code = pytest.mark.skipif(not products.available(), reason="this processor
 SHAPES = [
     (4, 2, 2), (5, 7, 3), (6, 16, 64), (12, 3, 16), (13, 31, 17), (24, 5, 33), (25, 64, 65), (31, 9, 48), (50, 256, 64),
     (50, 256, 10), (256, 50, 50), (100, 20, 129), (1000, 20, 2), (7, 1000, 20), (1, 40, 100), (256, 100, 1), (9, 17, 1), (100, 256, 1), (1, 5, 17),
+    (2, 20, 1000), (3, 4, 70), (2, 2, 2),
 ]  # fmt: skip
 
 
@@ -61,7 +62,6 @@ def test_products_to_rounding(first: str, second: str, add: bool) -> None:
 @pytest.mark.parametrize(
     ("a", "b"),
     [
-        (torch.randn(3, 20), torch.randn(20, 8)),
         (torch.randn(20, 40)[:, ::2], torch.randn(20, 1)),
         (torch.randn(8, 8).double(), torch.randn(8, 8).double()),
     ],
