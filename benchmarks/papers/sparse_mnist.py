@@ -8,6 +8,7 @@ linearly, which gives a lower training loss than a fall from the start. Nothing 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nets", default=",".join(NETWORKS), help=f"by commas: {', '.join(NETWORKS)}")
     parser.add_argument("--seeds", default="0,1,2", help="by commas (default 0,1,2)")
     parser.add_argument("--epochs", type=int, default=200, help="the paper's 200")
+    parser.add_argument("--add", action="store_true", help="keep what the results hold of other networks and seeds")
     parser.add_argument("--folder", help="of the IDX files (default: $BAYESZOO_DATA/mnist)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
@@ -81,12 +83,13 @@ def main(asked: argparse.Namespace, out: Path) -> None:
         "machine": machine.describe("cpu" if asked.device == "auto" else asked.device, torch.get_num_threads()),
         "epochs": asked.epochs,
     }
-    runs: dict[str, list[Any]] = {}
+    runs = recorded(out, asked.epochs) if asked.add else {}
     for name in asked.nets.split(","):
         for seed in (int(s) for s in asked.seeds.split(",")):
             torch.manual_seed(seed)
             found = measure(NETWORKS[name][0](), train, test, asked.epochs, seed, asked.device)
-            runs.setdefault(name, []).append(found)
+            others = [run for run in runs.get(name, []) if run["seed"] != seed]
+            runs[name] = sorted([*others, found], key=lambda run: run["seed"])
             said = (
                 f"{name} seed {seed}: {found['error']:.2f} %, compression {found['compression']:.1f}x, {found['seconds']:.0f} s"
             )
@@ -95,6 +98,22 @@ def main(asked: argparse.Namespace, out: Path) -> None:
                 out, "sparse_mnist", {**about, "runs": runs}, "Sparse variational dropout on MNIST", render(runs, asked.epochs)
             )
     draw(runs, out / "sparse_mnist.png")
+
+
+def recorded(out: Path, epochs: int) -> dict[str, list[Any]]:
+    """The runs that the results hold.
+
+    Raises:
+        SystemExit: they are of another length.
+    """
+    file = out / "sparse_mnist.json"
+    if not file.exists():
+        return {}
+    before = json.loads(file.read_text(encoding="utf-8"))
+    if before["epochs"] != epochs:
+        raise SystemExit(f"{file} holds runs of {before['epochs']} epochs, not {epochs}; give another folder with --out")
+    runs: dict[str, list[Any]] = before["runs"]
+    return runs
 
 
 def render(runs: Mapping[str, list[Any]], epochs: int) -> str:

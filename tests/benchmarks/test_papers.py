@@ -23,6 +23,7 @@ from benchmarks.papers import (
     m2_mnist,
     mean_field_mnist,
     out_of_domain,
+    sparse_mnist,
     uci,
     uci_report,
     vae_mnist,
@@ -339,3 +340,29 @@ def test_a_report_of_few_labels_says_whether_the_paper_is_met() -> None:
     text = m2_mnist.render({"conv 0": run, "conv 1": run | {"seed": 1, "error": 12.0}})
     assert "| conv | 2 | 15.00 ± 0.00 % | 11.50 ± 0.71 % | met |" in text
     assert "| conv | 1 | 15.00 % | 13.00 % | missed |" in m2_mnist.render({"conv 0": run | {"error": 13.0}})
+
+
+def test_sparse_runs_of_other_networks_and_seeds_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(net: Any, train: Any, test: Any, epochs: int, seed: int, device: str) -> dict[str, Any]:
+        size = sum(p.numel() for p in net.parameters())
+        return {
+            "seed": seed, "error": 1.0, "compression": float(size), "sparsity": {"fc1": 98.0}, "bytes": [10, 1],
+            "seconds_an_input": [1e-6, 1e-7], "seconds": 1.0, "step": 1e-3, "engine": "eager", "loss": 1.0,
+        }  # fmt: skip
+
+    monkeypatch.setattr(sparse_mnist, "measure", measure)
+    monkeypatch.setattr(bz.data, "load", lambda *args, **kwargs: None)
+    ask = ["sparse_mnist", "--out", str(tmp_path), "--epochs", "7"]
+    command.main([*ask, "--nets", "lenet-300-100", "--seeds", "0,2"])
+    command.main([*ask, "--add", "--nets", "lenet-300-100", "--seeds", "1,2"])
+    command.main([*ask, "--add", "--nets", "lenet-5-caffe", "--seeds", "0"])
+    runs = json.loads((tmp_path / "sparse_mnist.json").read_text())["runs"]
+    assert {name: [run["seed"] for run in found] for name, found in runs.items()} == {
+        "lenet-300-100": [0, 1, 2],
+        "lenet-5-caffe": [0],
+    }
+    assert "| lenet-300-100 | 3 |" in (tmp_path / "sparse_mnist.md").read_text()
+    with pytest.raises(SystemExit, match="runs of 7 epochs, not 8; give another folder"):
+        command.main([*ask[:-1], "8", "--add", "--nets", "lenet-5-caffe", "--seeds", "1"])
+    command.main([*ask, "--nets", "lenet-5-caffe", "--seeds", "0"])
+    assert list(json.loads((tmp_path / "sparse_mnist.json").read_text())["runs"]) == ["lenet-5-caffe"]
