@@ -65,9 +65,7 @@ def _narrow(graph: fx.Graph) -> None:
             if _name(node) != "expand":
                 wide = _call(graph, torch.ops.aten.expand.default, small, list(shape))
                 node.replace_all_uses_with(wide, delete_user_cb=_reads_by_index)
-                for user in wide.users:
-                    if _name(user) == "view":
-                        user.target = torch.ops.aten.reshape.default  # numbers that are repeated have no other view
+                _reshape_views(wide)
                 narrow[wide] = small
             else:
                 narrow[node] = small
@@ -115,6 +113,15 @@ def _keep_costly(graph: fx.Graph) -> None:
                 a.replace_all_uses_with(kept, delete_user_cb=lambda user, kept=kept: user is not kept)
                 costly[a] = False
         costly[node] = _name(node) in COSTLY or any(costly.get(a, False) for a in node.all_input_nodes)
+
+
+def _reshape_views(node: fx.Node) -> None:
+    """Numbers that are repeated have no view of another shape."""
+    for user in node.users:
+        if _name(user) in _VIEWS:
+            if _name(user) == "view":
+                user.target = torch.ops.aten.reshape.default
+            _reshape_views(user)
 
 
 def _reads_by_index(user: fx.Node) -> bool:

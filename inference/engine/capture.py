@@ -65,8 +65,8 @@ class Graph:
         places = dict(zip((n for n in self.module.graph.nodes if n.op == "placeholder"), self.inputs, strict=True))
         found: dict[int, Tensor] = {}
         for node in self.module.graph.nodes:
-            if getattr(getattr(node.target, "_schema", None), "is_mutable", False) and node.args:
-                target = node.args[0]
+            if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+                target = node.kwargs["out"] if "out" in node.kwargs else node.args[0]
                 while isinstance(target, fx.Node) and target.op == "call_function" and target.args:
                     target = target.args[0]
                 if target in places:

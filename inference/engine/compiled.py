@@ -106,8 +106,8 @@ class Compiler:
                     raise Uncapturable(
                         f"the step has {graph.size} operations, which would take minutes to compile (compile=True does)"
                     )
-                step.check(graph)
                 graph = hoist(graph, step.fixed(graph))
+                step.check(graph)
                 return Engine(step, graph, compile_graph(graph))
         except Uncapturable:
             raise
@@ -231,7 +231,9 @@ class Step:
     def fixed(self, graph: Graph) -> set[int]:
         """The ids of the graph's inputs that have the same values at every step."""
         given = self._data() if self.loop.callbacks else graph.inputs
-        return {id(t) for t in given} - {id(t) for t in self.changing()}
+        # A detached parameter, or a part of a buffer, is another tensor over memory that changes.
+        written = {t.untyped_storage().data_ptr() for t in self.changing()}
+        return {id(t) for t in given if t.layout == torch.strided and t.untyped_storage().data_ptr() not in written}
 
     def _optimizer_numbers(self) -> Any:
         """What the optimiser keeps that is no tensor."""

@@ -30,8 +30,8 @@ _PRODUCTS = {
     "linalg_inv_ex",
     "_linalg_det",
 }
-#: What is kept has at most as many numbers as the largest fixed input, or so many.
-_FEW = 1024
+#: Each tensor that is kept has at most as many numbers as the largest fixed input, or so many, and all of them this many times that.
+_FEW, _TOGETHER = 1024, 4
 
 
 def hoist(graph: Graph, fixed: Collection[int]) -> Graph:
@@ -58,14 +58,18 @@ def hoist(graph: Graph, fixed: Collection[int]) -> Graph:
             if _costly(node) or not costly.isdisjoint(node.all_input_nodes):
                 costly.add(node)
     most = max([_FEW, *(t.numel() for t in inputs.values())])
+    room = _TOGETHER * most
     kept = []
     for node in reversed(nodes):  # what a node hands to the steps is clear once its users are
         if node in constant and any(user not in constant for user in node.users):
             meta = node.meta.get("tensor_meta")
-            if node not in costly or not hasattr(meta, "shape") or meta.shape.numel() > most:
+            size = meta.shape.numel() if hasattr(meta, "shape") else most + 1
+            # A view is a way of reading: kept is what it reads, as it lies in memory.
+            if node not in costly or _is_view(node) or size > min(most, room):
                 constant.remove(node)
             else:
                 kept.append(node)
+                room -= size
     return _with_inputs(graph, dict(zip(kept, _values(kept, inputs), strict=True))) if kept else graph
 
 
@@ -74,8 +78,17 @@ def _pure(node: fx.Node) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return target is operator.getitem
-    empty = "empty" in target._schema.name
-    return not (empty or target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags)
+    name = target._schema.name
+    # Batch norm in training writes its running statistics without saying so.
+    unsaid = "empty" in name or ("batch_norm" in name and any(argument is True for argument in node.args))
+    return not (unsaid or target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags)
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a node shares the memory of an operand."""
+    source = node.args[0] if node.target is operator.getitem else node
+    schema = getattr(getattr(source, "target", None), "_schema", None)
+    return schema is not None and any(argument.alias_info is not None for argument in schema.arguments)
 
 
 def _costly(node: fx.Node) -> bool:
@@ -118,9 +131,10 @@ def _written(graph: Graph) -> set[fx.Node]:
         if schema is None:
             memory[node] |= set().union(*(memory[n] for n in node.all_input_nodes))
             continue
-        for argument, value in zip(schema.arguments, node.args, strict=False):
+        for k, argument in enumerate(schema.arguments):
             if argument.alias_info is None:
                 continue
+            value = node.args[k] if k < len(node.args) else node.kwargs.get(argument.name)
             for n in value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(n, fx.Node):
                     memory[node] |= memory[n]
@@ -138,7 +152,7 @@ def _with_inputs(graph: Graph, values: dict[fx.Node, Tensor]) -> Graph:
     for node in graph.module.graph.nodes:
         if node.op == "placeholder":
             env[node] = new.node_copy(node)
-    given = [value.contiguous().clone() for value in values.values()]
+    given = list(values.values())
     for k, (node, value) in enumerate(zip(values, given, strict=True)):
         env[node] = new.placeholder(f"constant_{k}")
         env[node].meta["tensor_meta"] = _extract_tensor_metadata(value)
@@ -147,6 +161,6 @@ def _with_inputs(graph: Graph, values: dict[fx.Node, Tensor]) -> Graph:
             env[node] = new.node_copy(node, lambda n: env[n])
     new.eliminate_dead_code()
     module = fx.GraphModule(torch.nn.Module(), new)
-    kinds = [(str(t.dtype), tuple(t.shape), str(t.device)) for t in given]
+    kinds = [(str(t.dtype), tuple(t.shape), tuple(t.stride()), str(t.device)) for t in given]
     key = hashlib.sha256(f"{graph.key}{module.code}{kinds}".encode()).hexdigest()
     return Graph(module, (*graph.inputs, *given), key)

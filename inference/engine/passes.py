@@ -18,11 +18,11 @@ LARGE = 1_000_000
 
 #: A product of at least two and at most so many columns is computed as its transpose.
 THIN = 8
-#: tanh x = x P(x^2) / Q(x^2) up to TANH_ENDS, and 1 from there: coefficients from the constant on, of the least largest relative
+#: tanh x = x P(x^2) / Q(x^2) up to TANH_ENDS, and the last number below 1 from there: coefficients from the constant on, of the least largest relative
 #: error (1.1e-8), found by weighted least squares (Lawson's iteration). All are positive, so nothing cancels.
 TANH_P = (1.0, 0.134195849, 0.00354162231, 2.13798139e-05, 1.44578181e-08)
 TANH_Q = (1.0, 0.467529088, 0.0260514617, 0.000336143363, 8.2199665e-07)
-TANH_ENDS = 8.4
+TANH_ENDS, TANH_MOST = 8.4, 1 - 2**-24
 
 _library = torch.library.Library("bayeszoo", "DEF")
 _library.define("matmul(Tensor a, Tensor b) -> Tensor")
@@ -111,7 +111,11 @@ def _product(graph: fx.Graph, first: Any, second: Any) -> fx.Node | None:
     if thin:  # what follows takes vectors of numbers that lie side by side: the transpose has more of them
         first, second = (graph.call_function(aten.t.default, (matrix,)) for matrix in (second, first))
     product = graph.call_function(torch.ops.bayeszoo.matmul.default if large else aten.mm.default, (first, second))
-    return graph.call_function(aten.t.default, (product,)) if thin else product
+    if not thin:
+        return product
+    rows = graph.call_function(aten.t.default, (product,))
+    # What was recorded behind the product counts on rows; inside a loop the copy is only another order of reading.
+    return graph.call_function(aten.clone.default, (rows,), {"memory_format": torch.contiguous_format})
 
 
 def _tanh(graph: fx.Graph, x: Any) -> fx.Node:
@@ -128,7 +132,8 @@ def _tanh(graph: fx.Graph, x: Any) -> fx.Node:
     square = graph.call_function(aten.mul.Tensor, (x, x))
     above = graph.call_function(aten.mul.Tensor, (x, polynomial(TANH_P)))
     quotient = graph.call_function(aten.div.Tensor, (above, polynomial(TANH_Q)))
-    return graph.call_function(aten.clamp.default, (quotient, -1.0, 1.0))  # rounding may leave it a unit above
+    # Rounding may leave it above 1, and a user may take the logarithm of 1 - y^2: the last number below 1 is the end.
+    return graph.call_function(aten.clamp.default, (quotient, -TANH_MOST, TANH_MOST))
 
 
 def _meta(node: Any) -> Any:

@@ -52,9 +52,9 @@ def test_several_ranks_and_expansions() -> None:
 def test_products_and_flattened_copies_keep_a_dense_operand() -> None:
     a, w = torch.rand(64, 1), torch.rand(50, 3)
 
-    def step(a: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    def step(a: Tensor, w: Tensor) -> tuple[Tensor, ...]:
         wide = a.expand(64, 50).exp()
-        return wide @ w, wide.reshape(-1) * 2
+        return wide @ w, wide.reshape(-1) * 2, wide.unsqueeze(0).view(-1) + 1
 
     module, _ = rewritten(step, a, w)
     for ours, theirs in zip(module(a, w), step(a, w), strict=True):

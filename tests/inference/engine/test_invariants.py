@@ -75,6 +75,93 @@ def test_what_is_written_or_drawn_stays() -> None:
     assert graph.inputs[-1].requires_grad is False
 
 
+def test_kept_values_lie_in_memory_as_they_did() -> None:
+    x, w = torch.rand(40, 5), torch.rand(40)
+
+    def step() -> tuple[Tensor, ...]:
+        both = x.log().t() * w
+        return both.t().reshape(-1), x.exp().t().as_strided((20,), (1,)) * w[:20], x.exp()[::2, 0] * w[:20]
+
+    graph = hoisted(step, [x], [w])
+    assert "exp" not in names(graph)
+    for ours, theirs in zip(graph.module(*graph.inputs), step(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_what_is_written_by_keyword_stays() -> None:
+    x, w = torch.rand(50), torch.rand(50)
+
+    def step() -> tuple[Tensor, ...]:
+        room = torch.zeros(50)
+        part = room.view(5, 10)
+        torch.exp(w, out=room)
+        return part.lgamma() + x.sum(), x.lgamma() * w
+
+    graph = hoisted(step, [x], [w])
+    w.mul_(2)
+    for ours, theirs in zip(graph.module(*graph.inputs), step(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_running_statistics_stay() -> None:
+    norm, x, w = torch.nn.BatchNorm1d(1, affine=False), torch.rand(50, 1), torch.rand(50)
+
+    def step() -> tuple[Tensor, ...]:
+        return (norm(x)[:, 0].exp() * w,)
+
+    graph = capture.capture(step, changing=[w], modules=[])
+    assert any("batch_norm" in name for name in names(hoist(graph, {id(t) for t in graph.inputs} - {id(w)})))
+    norm.eval()
+    graph = capture.capture(step, changing=[w], modules=[])
+    assert not any("batch_norm" in name for name in names(hoist(graph, {id(t) for t in graph.inputs} - {id(w)})))
+
+
+def test_what_is_kept_has_a_bound() -> None:
+    y, w = torch.rand(5000), torch.rand(30)
+
+    def step() -> tuple[Tensor, ...]:
+        return (sum(((y + k).lgamma() * w[k]).sum() for k in range(30)), y.lgamma().sum().expand(5000) * w[0])  # type: ignore[return-value]
+
+    graph = hoisted(step, [y], [w])
+    assert sum(t.numel() for t in graph.inputs) <= 5 * 5000 + 30
+    for ours, theirs in zip(graph.module(*graph.inputs), step(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+class Mean(PyroModule):
+    """y_n ~ N(b, 1)."""
+
+    def forward(self, y: Tensor | None = None) -> None:
+        b = pyro.sample("b", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        with pyro.plate("data", 200, dim=-1):
+            pyro.sample("y", dist.Normal(b, 1.0), obs=y)
+
+
+class Scaled(PyroModule):
+    """A guide whose scale is a function of another tensor over the mean's memory, and of part of a buffer that it writes."""
+
+    def __init__(self, model: Any, data: Any) -> None:
+        super().__init__()
+        self.mean = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.register_buffer("seen", torch.zeros(3, dtype=torch.float64))
+        object.__setattr__(self, "stopped", self.mean.detach())
+        object.__setattr__(self, "part", self.seen[:1])
+
+    def forward(self, y: Tensor | None = None) -> None:
+        scale = (self.part.exp()[0] - self.stopped).exp()
+        self.seen.add_(0.01)
+        pyro.sample("b", dist.Normal(self.mean, scale))
+
+
+def test_other_tensors_over_memory_that_changes() -> None:
+    data = bz.data.Data({}, torch.randn(200, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 3)
+    losses = [
+        torch.tensor(bz.fit(Mean(), data, Scaled, steps=15, optimizer=0.1, compile=c, seed=1, progress=False).losses)
+        for c in (True, False)
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-10, atol=0)
+
+
 #: A number that is neither parameter nor data.
 SHIFT = torch.zeros((), dtype=torch.float64)
 
