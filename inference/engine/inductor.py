@@ -19,7 +19,7 @@ from unittest import mock
 
 import torch
 
-from . import broadcasts
+from . import broadcasts, joined
 from .capture import Graph, Uncapturable
 from .passes import rewrite
 
@@ -103,7 +103,7 @@ def _compile(graph: Graph, threads: int) -> Compiled:
         "cpp.threads": threads,
         "cpp.vec_isa_ok": True if sys.platform == "linux" else None,
         "cpp_cache_precompile_headers": False,
-        "compile_threads": min(8, _processors()),  # one compiler a kernel, side by side
+        "compile_threads": min(8, _processors()),
     }
     module = _without_outputs(graph)
     if on_cpu:
@@ -115,6 +115,7 @@ def _compile(graph: Graph, threads: int) -> Compiled:
     with (
         config.patch(options),
         functorch_config.patch(enable_autograd_cache=False),
+        joined.kernels(_processors()),
         _unprobed_instructions(),
         tracing(TracingContext(fake)),
         torch.no_grad(),

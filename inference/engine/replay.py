@@ -89,7 +89,7 @@ def record(compiled: Compiled, inputs: Sequence[Tensor], tables: Mapping[str, Te
         return None
     calls: list[Call] = []
     libraries = [ctypes.CDLL(path) for path in paths.values()]
-    kernels = {name: _address(library, "kernel") for name, library in zip(names, libraries, strict=True)}
+    kernels = {name: _address(library, space[name].__name__) for name, library in zip(names, libraries, strict=True)}
     try:
         with _recording(space, kernels, calls):
             compiled.call(*inputs)
