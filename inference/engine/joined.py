@@ -63,10 +63,12 @@ def _compiled(waiting: Sequence[_Kernel], processors: int) -> list[Any]:
             with ThreadPoolExecutor(len(groups)) as pool:
                 # Inductor's settings hold in this thread alone: the others only wait for compilers.
                 begun = [_begun([waiting[k] for k in group], pool.submit if len(groups) > 1 else None) for group in groups]
-                functions = {k: f for group, library in zip(groups, begun, strict=True) for k, f in zip(group, library(), strict=True)}
+                functions = {
+                    k: f for group, library in zip(groups, begun, strict=True) for k, f in zip(group, library(), strict=True)
+                }
             return [functions[k] for k in range(len(waiting))]
-        except Exception:  # noqa: S110 - two kernels that define the same name, say; what is wrong alone too is told below
-            pass
+        except Exception:
+            pass  # two kernels that define the same name, say; what is wrong with one is told where it is compiled alone
     return [kernel.alone() for kernel in waiting]
 
 
@@ -120,7 +122,14 @@ def _source(group: Sequence[_Kernel], names: Sequence[str]) -> str:
     from torch._inductor.codecache import CppPythonBindingsCodeCache as Bindings
 
     included = dict.fromkeys(line.strip() for kernel in group for line in _INCLUDE.findall(kernel.source))
-    parts = ["#define PY_SSIZE_T_CLEAN", "#include <Python.h>", "#include <cerrno>", "#include <cstdlib>", "#include <sstream>", *included]
+    parts = [
+        "#define PY_SSIZE_T_CLEAN",
+        "#include <Python.h>",
+        "#include <cerrno>",
+        "#include <cstdlib>",
+        "#include <sstream>",
+        *included,
+    ]
     for kernel, name in zip(group, names, strict=True):
         arguments = ", ".join(f"parse_arg<{type.replace('const ', '')}>(args, {n})" for n, type in enumerate(kernel.types))
         binding = Bindings.suffix_template.format(
