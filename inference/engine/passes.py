@@ -1,8 +1,8 @@
 """What Inductor does badly on a CPU, rewritten in the captured graph.
 
 Operators of our own replace parts that Inductor would inline into slow loops, or hand to a slower library: large
-matrix products in single precision (oneDNN's are twice as fast as MKL's where the processor is not Intel's), products of a
-large matrix and a vector, and the gathering of a batch's rows. The hyperbolic tangent in single precision, for which Inductor
+matrix products in single precision (with 512-bit vectors oneDNN's are twice as fast as MKL's where the processor is not Intel's),
+products of a large matrix and a vector, and the gathering of a batch's rows. The hyperbolic tangent in single precision, for which Inductor
 calls a library once for sixteen numbers, becomes a quotient of polynomials inside the loop that it stands in.
 """
 
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+from . import products
 
 #: A matrix product of fewer multiplications than this is left alone.
 LARGE = 1_000_000
@@ -29,9 +31,14 @@ _library.define("matmul(Tensor a, Tensor b) -> Tensor")
 _library.define("rows(Tensor x, Tensor index) -> Tensor")
 
 
+def onednn_leads() -> bool:
+    """Whether oneDNN's products are faster than BLAS's: not on AMD's processors with 256-bit vectors, by a tenth."""
+    return products.vectors() != "AVX2"
+
+
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
     """(m, k) times (k, n)."""
-    if a.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    if a.dtype == torch.float32 and torch.backends.mkldnn.is_available() and onednn_leads():
         if b.shape[1] == 1 and a.stride(0) == 1:
             # oneDNN wants the long side of a thin product in rows.
             product: Tensor = torch.ops.mkldnn._linear_pointwise(b.t(), a, None, "none", [], "")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import native, products
+from . import native, passes, products
 from .inductor import Compiled
 
 _HARMLESS = {
@@ -188,7 +188,7 @@ class _Torch:
         return out
 
     def _matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        if torch.get_num_threads() > 1 or not products.available():
+        if torch.get_num_threads() > 1 or (passes.onednn_leads() and not products.large_too()):
             raise _CannotRecord  # oneDNN has more threads, or better code
         out = a.new_empty(a.shape[0], b.shape[1])
         self.calls.append(_product(a, b, out, add=False))
