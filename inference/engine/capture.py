@@ -93,6 +93,8 @@ def capture(
     Raises:
         Uncapturable: naming the operation and the line of the model.
     """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
     make_fx(torch.zeros, tracing_mode="real")(1)  # what torch imports now draws from NumPy's generator, not the model
@@ -101,7 +103,8 @@ def capture(
     generators = _generators()
     reads = _Reads(changing, None if fixed is None else list(fixed))
     try:
-        with reads:
+        # One mode for what describes the values; without it torch makes one for each, with a look at the call stack.
+        with reads, tracing(TracingContext(FakeTensorMode())):
             module = make_fx(step, tracing_mode="real")()
     except Uncapturable:
         raise
