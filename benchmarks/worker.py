@@ -55,17 +55,17 @@ def accurate_after(losses: list[float], target: float, window: int) -> int | Non
 
 def settle(contestant: Contestant, seconds: float, at_least: int = 60) -> int:
     """The number of steps that takes about `seconds`: more steps each time, until their time says something."""
+    contestant.train(at_least, 0)  # may wait for something else
     steps = at_least
-    while True:
+    for _ in range(12):
         training = contestant.train(steps, 0)
         if training.loop <= 0:
             raise RuntimeError("nothing is trained step by step")
-        each = training.loop / training.steps
-        if training.loop > 0.3 * seconds or steps >= MOST_STEPS:
+        enough = training.loop > 0.3 * seconds or steps >= MOST_STEPS
+        wanted = min(MOST_STEPS, max(at_least, int(seconds * training.steps / training.loop)))
+        if enough and wanted <= 2 * steps and steps <= 2 * wanted:
             break
-        steps = min(MOST_STEPS, 20 * steps, max(2 * steps, int(seconds / each)))
-    steps = min(MOST_STEPS, max(at_least, int(seconds / each)))
-    contestant.train(steps, 0)
+        steps = wanted if enough else min(MOST_STEPS, 20 * steps, max(2 * steps, wanted))
     return steps
 
 

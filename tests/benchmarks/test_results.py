@@ -11,8 +11,9 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import best, growth, memory, results
 from benchmarks.cases import CASES
+from benchmarks.contestants import Training
 from benchmarks.process import NotRun, Process, environment, without_paths
-from benchmarks.worker import accurate_after
+from benchmarks.worker import accurate_after, settle
 
 
 def start(accurate: float | None, compiling: float | None) -> dict[str, Any]:
@@ -72,6 +73,26 @@ def test_accuracy_is_the_running_means() -> None:
     assert accurate_after(losses, target=2.5, window=2) == 5
     assert accurate_after(losses, target=1.0, window=2) is None
     assert accurate_after(losses[:1], target=9.0, window=2) is None
+
+
+@pytest.mark.parametrize(
+    ("each", "hiccup", "expected"), [(1e-4, 0.0, 10_000), (1e-4, 5.0, 10_000), (1e-7, 0.0, 200_000), (0.5, 0.0, 60)]
+)
+def test_a_repetition_takes_the_seconds_it_was_given(each: float, hiccup: float, expected: int) -> None:
+    """Also where the first run waited for something: a compiler, another process."""
+    tried: list[int] = []
+
+    class Steady:
+        def train(self, steps: int, seed: int) -> Training:
+            tried.append(steps)
+            return Training(0.0, None, each * steps + hiccup * (len(tried) == 1), steps)
+
+        def device_memory(self) -> float | None:
+            return None
+
+    assert settle(Steady(), seconds=1.0) == pytest.approx(expected, rel=0.01)
+    assert tried[-1] == pytest.approx(expected, rel=0.01)  # what compiles for a number of steps has compiled for this one
+    assert len(tried) < 8
 
 
 def test_reasons_hold_no_paths() -> None:
