@@ -34,7 +34,7 @@ _FLAGS = {"AVX512": ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mfma"), "AVX2": 
 def _library() -> ctypes.CDLL | None:
     """The functions; None where BLAS is left to it, or there is no compiler."""
     flags = _FLAGS.get(vectors())
-    return None if flags is None else native.load(SOURCE, ("-O2", "-w", *flags))
+    return None if flags is None else native.load(SOURCE, ("-O2", *flags))
 
 
 @functools.cache
