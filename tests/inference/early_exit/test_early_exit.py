@@ -244,7 +244,7 @@ def test_logits_that_are_large_round_more(common: float) -> None:
     with torch.no_grad():
         for head in net.heads:  # the same for both classes, so that it cancels but for its rounding
             head[1].weight.add_(common * torch.rand(1, 64))
-    x = torch.randn(1500, 8)
+    x = torch.randn(500, 8)
     data = bz.data.Data({"x": x}, (x[:, 0] > 0).long(), num_classes=2)
     model = bz.models.AdaptiveDepthResNet(net, "geometric", 0.9, freeze=True)
     fit = bz.fit(model, data, "exact", steps=1, progress=False, compile=False, dtype=torch.float32)
