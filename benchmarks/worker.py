@@ -66,6 +66,8 @@ def settle(contestant: Contestant, seconds: float, at_least: int = 60) -> int:
         if enough and wanted <= 2 * steps and steps <= 2 * wanted:
             break
         steps = wanted if enough else min(MOST_STEPS, 20 * steps, max(2 * steps, wanted))
+    else:
+        contestant.train(steps, 0)
     return steps
 
 

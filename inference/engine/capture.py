@@ -16,11 +16,13 @@ import linecache
 import random
 import sys
 import sysconfig
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyro
@@ -93,8 +95,6 @@ def capture(
     Raises:
         Uncapturable: naming the operation and the line of the model.
     """
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
     make_fx(torch.zeros, tracing_mode="real")(1)  # what torch imports now draws from NumPy's generator, not the model
@@ -103,8 +103,7 @@ def capture(
     generators = _generators()
     reads = _Reads(changing, None if fixed is None else list(fixed))
     try:
-        # One mode for what describes the values; without it torch makes one for each, with a look at the call stack.
-        with reads, tracing(TracingContext(FakeTensorMode())):
+        with reads, _one_mode():
             module = make_fx(step, tracing_mode="real")()
     except Uncapturable:
         raise
@@ -123,6 +122,29 @@ def capture(
         if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()) and not _static_mask(node):
             raise Uncapturable(f"the shape of what {node.target} returns depends on values")
     return graph
+
+
+@contextlib.contextmanager
+def _one_mode() -> Iterator[None]:
+    """Inside, the values of a graph are described in one fake mode.
+
+    torch makes a mode for each value, with a look at the whole call stack: a third of the time that capturing took.
+    """
+    from torch._guards import detect_fake_mode
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental import proxy_tensor
+
+    original, mode, mine = proxy_tensor.extract_val, FakeTensorMode(), threading.get_ident()
+
+    def described(value: Any, include_real: bool = False) -> Any:
+        plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided
+        if not plain or threading.get_ident() != mine or detect_fake_mode(value) is not None:
+            return original(value, include_real)
+        with mode:
+            return torch.empty_strided(value.shape, value.stride(), device=value.device, dtype=value.dtype)
+
+    with mock.patch.object(proxy_tensor, "extract_val", described):
+        yield
 
 
 def _static_mask(node: fx.Node) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from unittest import mock
 
 #: Code of so many characters takes as long to compile as the headers that each source begins with: more is worth another processor.
 ALONE = 500_000
+
+#: Who comes second would put back what the first has put there.
+_one_at_a_time = threading.RLock()
 
 _INCLUDE = re.compile(r"^\s*#include.*$", re.MULTILINE)
 
@@ -41,23 +45,27 @@ def kernels(processors: int) -> Iterator[None]:
     """
     from torch._inductor.async_compile import AsyncCompile
 
-    alone, wait = AsyncCompile.cpp_pybinding, AsyncCompile.wait
+    with _one_at_a_time:
+        alone, wait, mine = AsyncCompile.cpp_pybinding, AsyncCompile.wait, threading.get_ident()
 
-    def note(self: Any, types: Sequence[str], source: str) -> _Kernel:
-        return _Kernel(types, source, lambda: alone(self, list(types), source))
+        def note(self: Any, types: list[str], source: str) -> Any:
+            if threading.get_ident() != mine:  # what someone compiles elsewhere meanwhile
+                return alone(self, types, source)
+            return _Kernel(types, source, lambda: alone(self, types, source))
 
-    def resolve(self: Any, scope: dict[str, Any]) -> None:
-        waiting = {name: value for name, value in scope.items() if isinstance(value, _Kernel)}
-        scope.update(zip(waiting, _compiled(list(waiting.values()), processors), strict=True))
-        wait(self, scope)
+        def resolve(self: Any, scope: dict[str, Any]) -> None:
+            waiting = {name: value for name, value in scope.items() if isinstance(value, _Kernel)}
+            scope.update(zip(waiting, _compiled(list(waiting.values()), processors), strict=True))
+            wait(self, scope)
 
-    with mock.patch.object(AsyncCompile, "cpp_pybinding", note), mock.patch.object(AsyncCompile, "wait", resolve):
-        yield
+        with mock.patch.object(AsyncCompile, "cpp_pybinding", note), mock.patch.object(AsyncCompile, "wait", resolve):
+            yield
 
 
 def _compiled(waiting: Sequence[_Kernel], processors: int) -> list[Any]:
     """The kernels as functions, or as what Inductor waits for."""
-    if len(waiting) > 1:
+    # A macro would reach the kernels behind it, and what they include.
+    if len(waiting) > 1 and not any("#define" in kernel.source for kernel in waiting):
         try:
             groups = _groups([len(kernel.source) for kernel in waiting], processors)
             with ThreadPoolExecutor(len(groups)) as pool:
@@ -106,6 +114,8 @@ def _begun(group: Sequence[_Kernel], submit: Callable[..., Any] | None) -> Calla
 
 def _binding(first: Any, name: str) -> Any:
     """The Python module of a further kernel in the library of the first."""
+    from torch._inductor.codecache import CppPythonBindingsCodeCache
+
     full = f"{first.key}.{name}"
     if full not in sys.modules:
         spec = importlib.util.spec_from_file_location(full, first.__file__)
@@ -114,6 +124,7 @@ def _binding(first: Any, name: str) -> Any:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         sys.modules[full] = module
+        CppPythonBindingsCodeCache._loaded_module_names.add(full)  # forgotten with the first, when the cache is
     return sys.modules[full]
 
 

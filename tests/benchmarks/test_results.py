@@ -75,6 +75,21 @@ def test_accuracy_is_the_running_means() -> None:
     assert accurate_after(losses[:1], target=9.0, window=2) is None
 
 
+def test_the_steps_of_a_repetition_were_run_last() -> None:
+    """Also where the time of a step goes up and down for ever."""
+    tried: list[int] = []
+
+    class Unsteady:
+        def train(self, steps: int, seed: int) -> Training:
+            tried.append(steps)
+            return Training(0.0, None, (1e-4 if len(tried) % 2 else 3e-4) * steps, steps)
+
+        def device_memory(self) -> float | None:
+            return None
+
+    assert settle(Unsteady(), seconds=1.0) == tried[-1]
+
+
 @pytest.mark.parametrize(
     ("each", "hiccup", "expected"), [(1e-4, 0.0, 10_000), (1e-4, 5.0, 10_000), (1e-7, 0.0, 200_000), (0.5, 0.0, 60)]
 )

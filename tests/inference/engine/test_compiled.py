@@ -346,6 +346,27 @@ def test_values_of_the_data_may_be_read(uncompiled: None) -> None:
     assert_same(*fits)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_model_may_trace_something_itself(uncompiled: None) -> None:
+    """Its tracing must find no fake mode of the capture's."""
+
+    class Sine(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sin() + 1
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        features = torch.export.export(Sine(), (x.detach(),)).module()(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(features @ w, 1.0), obs=y)
+
+    x = torch.randn(12, 2, dtype=torch.float64)
+    data = bz.data.Data(inputs={"x": x}, observed=x[:, 0])
+    fits = [bz.fit(model, data, "mean_field", steps=5, progress=False, compile=c) for c in (False, True)]
+    assert fits[1].engine == "compiled"
+    assert_same(*fits)
+
+
 def test_auto_decides_from_steps_and_size_alone() -> None:
     few, many = fit_slope(steps=30), fit_slope(steps=30_000)
     assert (few.engine, many.engine) == ("eager", "compiled")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch._inductor.codecache import CppPythonBindingsCodeCache
 
 import bayeszoo as bz
 from bayeszoo.inference.engine import inductor, joined
@@ -61,6 +64,37 @@ def test_kernels_that_define_the_same_name_are_compiled_alone(empty_cache: Path)
     assert joined._compiled(waiting(helper, helper + "\n"), 1) == ["alone 0", "alone 1"]
 
 
+def test_macros_do_not_reach_other_kernels(empty_cache: Path) -> None:
+    assert joined._compiled(waiting("#define TWO 2\n" + SHIFT, SHIFT), 1) == ["alone 0", "alone 1"]
+
+
+def test_what_others_compile_meanwhile_is_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is between Inductor's two calls when a fit's compiling ends, and a second fit that begins before the first ends."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    monkeypatch.setattr(AsyncCompile, "cpp_pybinding", lambda self, types, source: "Inductor's own")
+    before = AsyncCompile.cpp_pybinding, AsyncCompile.wait
+    found: list[Any] = []
+    with joined.kernels(1):
+        assert isinstance(AsyncCompile().cpp_pybinding(["float*"], SHIFT), joined._Kernel)
+        other = threading.Thread(target=lambda: found.append(AsyncCompile().cpp_pybinding(["float*"], SHIFT)))
+        other.start()
+        other.join()
+        assert found == ["Inductor's own"]
+
+        def second() -> None:
+            with joined.kernels(1):
+                found.append(AsyncCompile.wait is not before[1])
+
+        waits = threading.Thread(target=second)
+        waits.start()
+        waits.join(0.2)
+        assert waits.is_alive()
+    waits.join()
+    assert found[1:] == [True]
+    assert (AsyncCompile.cpp_pybinding, AsyncCompile.wait) == before
+
+
 def test_one_kernel_is_left_to_inductor() -> None:
     assert joined._compiled(waiting(SCALE), 2) == ["alone 0"]
 
@@ -97,3 +131,6 @@ def test_a_fit_compiles_one_source_and_later_finds_it(empty_cache: Path) -> None
     inductor._compiled.clear()
     assert fit().losses == first.losses
     assert list(empty_cache.rglob("*.main.cpp")) == [source]
+    # Nothing outlives the cache that it was found in.
+    CppPythonBindingsCodeCache.cache_clear()
+    assert not [name for name in sys.modules if re.search(r"\.kernel_\d+$", name)]
