@@ -30,6 +30,8 @@ class Ours:
         if guide is not None and case.model == "vae":
             raise ValueError("the VAE's guide is its encoder")
         self.case, self.device, self.compile, self.num_particles = case, devices.ready(device), compile, num_particles
+        if compile:
+            import torch._inductor.compile_fx  # which `Module.compile` imports for torch by hand, and jax has with it
         tensors = devices.to_tensors(case.arrays(), device)
         observed = {case.observed: tensors.pop(case.observed)}
         self.data = bz.data.Data(inputs=tensors, observed=observed)

@@ -16,19 +16,19 @@ import linecache
 import random
 import sys
 import sysconfig
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pyro
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
+
+from .patched import patched
 
 _LIBRARIES = tuple(
     str(Path(p).resolve())
@@ -134,16 +134,16 @@ def _one_mode() -> Iterator[None]:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental import proxy_tensor
 
-    original, mode, mine = proxy_tensor.extract_val, FakeTensorMode(), threading.get_ident()
+    original, mode = proxy_tensor.extract_val, FakeTensorMode()
 
     def described(value: Any, include_real: bool = False) -> Any:
         plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided
-        if not plain or threading.get_ident() != mine or detect_fake_mode(value) is not None:
+        if not plain or detect_fake_mode(value) is not None:
             return original(value, include_real)
         with mode:
             return torch.empty_strided(value.shape, value.stride(), device=value.device, dtype=value.dtype)
 
-    with mock.patch.object(proxy_tensor, "extract_val", described):
+    with patched(proxy_tensor, "extract_val", described):
         yield
 
 

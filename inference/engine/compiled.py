@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .capture import Graph, Uncapturable, capture, explain, run_on
-from .inductor import Compiled, compile_graph, lacking_compiler
+from .inductor import Compiled, compile_graph, lacking_compiler, prepare
 from .invariants import hoist
 from .noise import kept_generators
 from .replay import Replay, record
@@ -97,6 +97,7 @@ class Compiler:
         reason = lacking_compiler(loop.leaves[0].device)
         if reason:
             raise Uncapturable(reason)
+        prepare(loop.leaves[0].device)
         try:
             step = Step(loop, self.modules, self.streamed)
             with kept_generators():

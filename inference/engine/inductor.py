@@ -6,6 +6,9 @@ Compiled graphs are kept in this process by the graph's key, and on disk by Indu
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 import logging
 import os
 import shutil
@@ -15,13 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 
 from . import broadcasts, joined
 from .capture import Graph, Uncapturable
 from .passes import rewrite
+from .patched import patched
 
 #: Tensors with fewer elements than this are not worth a second thread.
 SERIAL_BELOW = 65_536
@@ -43,6 +46,14 @@ class Compiled:
 
     call: Callable[..., Any]
     output: Any
+
+
+def prepare(device: torch.device) -> None:
+    """Loads Inductor, and has it hash torch's sources, as its cache wants, while the step is captured."""
+    if device.type == "cpu":
+        from torch._inductor.codecache import torch_key
+
+        getattr(torch_key, "prefetch", lambda: None)()
 
 
 def lacking_compiler(device: torch.device) -> str:
@@ -107,7 +118,7 @@ def _compile(graph: Graph, threads: int) -> Compiled:
     }
     module = _without_outputs(graph)
     if on_cpu:
-        options["pattern_matcher"] = False  # its patterns are networks' for GPUs, and take a second to set up
+        options["pattern_matcher"] = False  # its patterns are networks' for GPUs, and take a second to set up (`_without_gpus`)
         rewrite(module)
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     tensors = [fake.from_tensor(t.detach(), static_shapes=True) for t in graph.inputs]
@@ -117,6 +128,7 @@ def _compile(graph: Graph, threads: int) -> Compiled:
         functorch_config.patch(enable_autograd_cache=False),
         joined.kernels(_processors()),
         _unprobed_instructions(),
+        _without_gpus() if on_cpu else contextlib.nullcontext(),
         tracing(TracingContext(fake)),
         torch.no_grad(),
         warnings.catch_warnings(),
@@ -145,8 +157,33 @@ def _unprobed_instructions() -> Iterator[None]:
     known = {"avx512": Avx512, "avx2": cpu_vec_isa.VecAVX2}
     flags = cpu_vec_isa.x86_isa_checker()
     listed = [isa() for flag, isa in known.items() if flag in flags]
-    with mock.patch.object(cpu_vec_isa, "valid_vec_isa_list", return_value=listed):
+    with patched(cpu_vec_isa, "valid_vec_isa_list", lambda: listed):
         yield
+
+
+@contextmanager
+def _without_gpus() -> Iterator[None]:
+    """Leaves out what Inductor does for GPUs alone on its way to the first graph of a process, half of a warm start.
+
+    It sets up its patterns even where they are not looked for, and hashes the sources of triton, which says nothing of a CPU's code.
+    """
+    from torch._inductor import codecache
+    from torch._inductor.fx_passes import joint_graph
+
+    with (
+        patched(joint_graph, "lazy_init", lambda *_: None),
+        patched(codecache.CacheBase, "get_system", _system),
+    ):
+        yield
+
+
+@functools.cache
+def _system() -> Any:
+    """What Inductor tells machines apart by in its cache's keys, triton left out."""
+    from torch._inductor import codecache
+
+    with patched(codecache, "triton_key", lambda: None):
+        return inspect.unwrap(codecache.CacheBase.get_system)()
 
 
 def _processors() -> int:

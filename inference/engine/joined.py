@@ -10,19 +10,16 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
+
+from .patched import patched
 
 #: Code of so many characters takes as long to compile as the headers that each source begins with: more is worth another processor.
 ALONE = 500_000
-
-#: Who comes second would put back what the first has put there.
-_one_at_a_time = threading.RLock()
 
 _INCLUDE = re.compile(r"^\s*#include.*$", re.MULTILINE)
 
@@ -45,21 +42,18 @@ def kernels(processors: int) -> Iterator[None]:
     """
     from torch._inductor.async_compile import AsyncCompile
 
-    with _one_at_a_time:
-        alone, wait, mine = AsyncCompile.cpp_pybinding, AsyncCompile.wait, threading.get_ident()
+    alone, wait = AsyncCompile.cpp_pybinding, AsyncCompile.wait
 
-        def note(self: Any, types: list[str], source: str) -> Any:
-            if threading.get_ident() != mine:  # what someone compiles elsewhere meanwhile
-                return alone(self, types, source)
-            return _Kernel(types, source, lambda: alone(self, types, source))
+    def note(self: Any, types: list[str], source: str) -> Any:
+        return _Kernel(types, source, lambda: alone(self, types, source))
 
-        def resolve(self: Any, scope: dict[str, Any]) -> None:
-            waiting = {name: value for name, value in scope.items() if isinstance(value, _Kernel)}
-            scope.update(zip(waiting, _compiled(list(waiting.values()), processors), strict=True))
-            wait(self, scope)
+    def resolve(self: Any, scope: dict[str, Any]) -> None:
+        waiting = {name: value for name, value in scope.items() if isinstance(value, _Kernel)}
+        scope.update(zip(waiting, _compiled(list(waiting.values()), processors), strict=True))
+        wait(self, scope)
 
-        with mock.patch.object(AsyncCompile, "cpp_pybinding", note), mock.patch.object(AsyncCompile, "wait", resolve):
-            yield
+    with patched(AsyncCompile, "cpp_pybinding", note), patched(AsyncCompile, "wait", resolve):
+        yield
 
 
 def _compiled(waiting: Sequence[_Kernel], processors: int) -> list[Any]:
