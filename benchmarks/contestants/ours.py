@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import time
 from typing import Any
 
@@ -31,7 +32,7 @@ class Ours:
             raise ValueError("the VAE's guide is its encoder")
         self.case, self.device, self.compile, self.num_particles = case, devices.ready(device), compile, num_particles
         if compile:
-            import torch._inductor.compile_fx  # which `Module.compile` imports for torch by hand, and jax has with it
+            importlib.import_module("torch._inductor.compile_fx")  # as `Module.compile` does for torch by hand, and jax its own
         tensors = devices.to_tensors(case.arrays(), device)
         observed = {case.observed: tensors.pop(case.observed)}
         self.data = bz.data.Data(inputs=tensors, observed=observed)
