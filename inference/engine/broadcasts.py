@@ -63,7 +63,7 @@ def _narrow(graph: fx.Graph) -> None:
             if small is None:
                 continue
             if _name(node) != "expand":
-                wide = _call(graph, torch.ops.aten.expand.default, small, list(shape))
+                wide = call(graph, torch.ops.aten.expand.default, small, list(shape))
                 node.replace_all_uses_with(wide, delete_user_cb=_reads_by_index)
                 _reshape_views(wide)
                 narrow[wide] = small
@@ -87,13 +87,13 @@ def _narrowed(graph: fx.Graph, node: fx.Node, shape: torch.Size, narrow: dict[fx
     if len(known) < len(shapes) or not _much(torch.broadcast_shapes(*known), shape):
         return None
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda a: narrow.get(a, a))
-    return _with_rank(graph, _call(graph, node.target, *args, **kwargs), len(shape))
+    return _with_rank(graph, call(graph, node.target, *args, **kwargs), len(shape))
 
 
 def _with_rank(graph: fx.Graph, node: fx.Node, rank: int) -> fx.Node:
     shape = list(_shape(node) or ())
     missing = rank - len(shape)
-    return _call(graph, torch.ops.aten.view.default, node, [1] * missing + shape) if missing else node
+    return call(graph, torch.ops.aten.view.default, node, [1] * missing + shape) if missing else node
 
 
 def _keep_costly(graph: fx.Graph) -> None:
@@ -109,7 +109,7 @@ def _keep_costly(graph: fx.Graph) -> None:
             if costly.get(a) and small is not None and _much(small, shape):
                 _register_kept()
                 with graph.inserting_after(a):
-                    kept = _call(graph, torch.ops.bayeszoo.kept.default, a)
+                    kept = call(graph, torch.ops.bayeszoo.kept.default, a)
                 a.replace_all_uses_with(kept, delete_user_cb=lambda user, kept=kept: user is not kept)
                 costly[a] = False
         costly[node] = _name(node) in COSTLY or any(costly.get(a, False) for a in node.all_input_nodes)
@@ -135,7 +135,7 @@ def _much(small: torch.Size, wide: torch.Size) -> bool:
     return math.prod(wide) >= max(LEAST_NUMBERS, LEAST_FACTOR * math.prod(small))
 
 
-def _call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+def call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     """A call with the shape of its result."""
     node = graph.call_function(target, args, kwargs)
     values = fx.map_arg((args, kwargs), lambda a: a.meta["val"])

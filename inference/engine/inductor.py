@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from . import broadcasts, joined
+from . import broadcasts, elementary, joined
 from .capture import Graph, Uncapturable
 from .passes import rewrite
 from .patched import patched
@@ -104,6 +104,7 @@ def _compile(graph: Graph, threads: int) -> Compiled:
     def inner(module: torch.fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
         if on_cpu:
             broadcasts.rewrite(module)
+            elementary.rewrite(module)
         outputs.append(compile_fx_inner(module, *args, **kwargs))
         return outputs[-1]
 

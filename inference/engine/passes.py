@@ -2,8 +2,7 @@
 
 Operators of our own replace parts that Inductor would inline into slow loops, or hand to a slower library: large
 matrix products in single precision (with 512-bit vectors oneDNN's are twice as fast as MKL's where the processor is not Intel's),
-products of a large matrix and a vector, and the gathering of a batch's rows. The hyperbolic tangent in single precision, for which Inductor
-calls a library once for sixteen numbers, becomes a quotient of polynomials inside the loop that it stands in.
+products of a matrix and a vector, and the gathering of a batch's rows.
 """
 
 from __future__ import annotations
@@ -18,13 +17,11 @@ from . import products
 #: A matrix product of fewer multiplications than this is left alone.
 LARGE = 1_000_000
 
+#: A matrix of so many numbers times a vector is worth a call where the products are our own; Inductor sums row by row.
+SWEEP = 2_000
+
 #: A product of at least two and at most so many columns is computed as its transpose.
 THIN = 8
-#: tanh x = x P(x^2) / Q(x^2) up to TANH_ENDS, and the last number below 1 from there: coefficients from the constant on, of the least largest relative
-#: error (1.1e-8), found by weighted least squares (Lawson's iteration). All are positive, so nothing cancels.
-TANH_P = (1.0, 0.134195849, 0.00354162231, 2.13798139e-05, 1.44578181e-08)
-TANH_Q = (1.0, 0.467529088, 0.0260514617, 0.000336143363, 8.2199665e-07)
-TANH_ENDS, TANH_MOST = 8.4, 1 - 2**-24
 
 _library = torch.library.Library("bayeszoo", "DEF")
 _library.define("matmul(Tensor a, Tensor b) -> Tensor")
@@ -77,9 +74,6 @@ def rewrite(module: fx.GraphModule) -> None:
 
 def _replacement(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     aten, ours = torch.ops.aten, torch.ops.bayeszoo
-    if node.target is aten.tanh.default:
-        x = _meta(node.args[0])
-        return _tanh(graph, node.args[0]) if x is not None and x.dtype == torch.float32 else None
     if node.target in (aten.mm.default, aten.addmm.default) and not node.kwargs:
         product = _product(graph, *node.args[-2:])
         if product is None or node.target is aten.mm.default:
@@ -87,10 +81,11 @@ def _replacement(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         return graph.call_function(aten.add.Tensor, (product, node.args[0]))
     if node.target is aten.mv.default:
         a = _meta(node.args[0])
-        if a is None or a.dtype != torch.float32 or a.shape.numel() < LARGE:
+        large = a is not None and a.shape.numel() >= LARGE
+        if a is None or a.dtype != torch.float32 or not (large or (a.shape.numel() >= SWEEP and products.vectors())):
             return None
         column = graph.call_function(aten.unsqueeze.default, (node.args[1], 1))
-        product = graph.call_function(ours.matmul.default, (node.args[0], column))
+        product = graph.call_function(ours.matmul.default if large else aten.mm.default, (node.args[0], column))
         return graph.call_function(aten.squeeze.dim, (product, 1))
     if node.target is aten.index.Tensor and isinstance(node.args[1], (list, tuple)) and len(node.args[1]) == 1:
         table, rows = node.args[0], node.args[1][0]
@@ -123,24 +118,6 @@ def _product(graph: fx.Graph, first: Any, second: Any) -> fx.Node | None:
     rows = graph.call_function(aten.t.default, (product,))
     # What was recorded behind the product counts on rows; inside a loop the copy is only another order of reading.
     return graph.call_function(aten.clone.default, (rows,), {"memory_format": torch.contiguous_format})
-
-
-def _tanh(graph: fx.Graph, x: Any) -> fx.Node:
-    """tanh x, within 6 units in the last place."""
-    aten = torch.ops.aten
-
-    def polynomial(coefficients: tuple[float, ...]) -> Any:
-        value: Any = coefficients[-1]
-        for c in coefficients[-2::-1]:
-            value = graph.call_function(aten.add.Tensor, (graph.call_function(aten.mul.Tensor, (square, value)), c))
-        return value
-
-    x = graph.call_function(aten.clamp.default, (x, -TANH_ENDS, TANH_ENDS))
-    square = graph.call_function(aten.mul.Tensor, (x, x))
-    above = graph.call_function(aten.mul.Tensor, (x, polynomial(TANH_P)))
-    quotient = graph.call_function(aten.div.Tensor, (above, polynomial(TANH_Q)))
-    # Rounding may leave it above 1, and a user may take the logarithm of 1 - y^2: the last number below 1 is the end.
-    return graph.call_function(aten.clamp.default, (quotient, -TANH_MOST, TANH_MOST))
 
 
 def _meta(node: Any) -> Any:

@@ -27,6 +27,10 @@ static inline void store(float *to, some which, vec x) { _mm512_mask_storeu_ps(t
 static inline vec times_plus(vec x, vec y, vec z) { return _mm512_fmadd_ps(x, y, z); }
 static inline vec plus(vec x, vec y) { return _mm512_add_ps(x, y); }
 static inline float total(vec x) { return _mm512_reduce_add_ps(x); }
+static inline void totals(const vec x[8], float *to, int add) {
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) to[i] = (add ? to[i] : 0) + total(x[i]);
+}
 
 // 16 rows of 16 numbers into 16 columns.
 static inline void transpose(vec r[16]) {
@@ -90,6 +94,12 @@ static inline float total(vec x) {
   __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   y = _mm_add_ps(y, _mm_movehl_ps(y, y));
   return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+}
+static inline void totals(const vec x[8], float *to, int add) {
+  vec low = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+  vec high = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+  vec sum = plus(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+  store(to, add ? plus(sum, load(to)) : sum);
 }
 
 // 8 rows of 8 numbers into 8 columns.
@@ -219,19 +229,54 @@ extern "C" void product(const float *a, const float *b, float *c, long m, long n
     columns(a + p * a_across, b + p * b_down, c, m, n, k - p < inner ? k - p : inner, a_down, a_across, b_down, b_across, add || p);
 }
 
+// A row of few columns: as many sums at once as it takes for none to wait for itself.
+template <int NR>
+static void row_of(const float *a, long across, const float *b, long ldb, long k, float *c, some last, int add) {
+  constexpr int SUMS = NR >= 8 ? 1 : NR >= 4 ? 2 : 4;
+  vec sum[SUMS][NR];
+#pragma GCC unroll 4
+  for (int u = 0; u < SUMS; u++)
+#pragma GCC unroll 8
+    for (int j = 0; j < NR; j++) sum[u][j] = zero();
+  long p = 0;
+  for (; p + SUMS <= k; p += SUMS, b += SUMS * ldb)
+#pragma GCC unroll 4
+    for (int u = 0; u < SUMS; u++) {
+      vec x = all(a[(p + u) * across]);
+#pragma GCC unroll 8
+      for (int j = 0; j + 1 < NR; j++) sum[u][j] = times_plus(x, load(b + u * ldb + LANES * j), sum[u][j]);
+      sum[u][NR - 1] = times_plus(x, load(last, b + u * ldb + LANES * (NR - 1)), sum[u][NR - 1]);
+    }
+  for (; p < k; p++, b += ldb) {
+    vec x = all(a[p * across]);
+#pragma GCC unroll 8
+    for (int j = 0; j + 1 < NR; j++) sum[0][j] = times_plus(x, load(b + LANES * j), sum[0][j]);
+    sum[0][NR - 1] = times_plus(x, load(last, b + LANES * (NR - 1)), sum[0][NR - 1]);
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < NR; j++) {
+    vec whole = sum[0][j];
+#pragma GCC unroll 4
+    for (int u = 1; u < SUMS; u++) whole = plus(whole, sum[u][j]);
+    some mask = j + 1 < NR ? first(LANES) : last;
+    float *to = c + LANES * j;
+    store(to, mask, add ? plus(whole, load(mask, to)) : whole);
+  }
+}
+
 extern "C" void row_times(const float *a, const float *b, float *c, long n, long k, long a_across, long b_down, int add) {
   for (long j = 0; j < n; j += 8 * LANES) {
     long wide = n - j < 8 * LANES ? n - j : 8 * LANES, vectors = (wide + LANES - 1) / LANES;
     some last = first(wide - LANES * (vectors - 1));
     switch ((int)vectors) {
-      case 1: tile<1, 1>(a, 0, a_across, b + j, b_down, k, c + j, n, last, add); break;
-      case 2: tile<1, 2>(a, 0, a_across, b + j, b_down, k, c + j, n, last, add); break;
-      case 3: tile<1, 3>(a, 0, a_across, b + j, b_down, k, c + j, n, last, add); break;
-      case 4: tile<1, 4>(a, 0, a_across, b + j, b_down, k, c + j, n, last, add); break;
-      case 5: tile<1, 5>(a, 0, a_across, b + j, b_down, k, c + j, n, last, add); break;
-      case 6: tile<1, 6>(a, 0, a_across, b + j, b_down, k, c + j, n, last, add); break;
-      case 7: tile<1, 7>(a, 0, a_across, b + j, b_down, k, c + j, n, last, add); break;
-      default: tile<1, 8>(a, 0, a_across, b + j, b_down, k, c + j, n, last, add);
+      case 1: row_of<1>(a, a_across, b + j, b_down, k, c + j, last, add); break;
+      case 2: row_of<2>(a, a_across, b + j, b_down, k, c + j, last, add); break;
+      case 3: row_of<3>(a, a_across, b + j, b_down, k, c + j, last, add); break;
+      case 4: row_of<4>(a, a_across, b + j, b_down, k, c + j, last, add); break;
+      case 5: row_of<5>(a, a_across, b + j, b_down, k, c + j, last, add); break;
+      case 6: row_of<6>(a, a_across, b + j, b_down, k, c + j, last, add); break;
+      case 7: row_of<7>(a, a_across, b + j, b_down, k, c + j, last, add); break;
+      default: row_of<8>(a, a_across, b + j, b_down, k, c + j, last, add);
     }
   }
 }
@@ -241,13 +286,19 @@ static void dots_of(const float *a, long down, const float *x, long k, float *y,
   vec sum[MR];
 #pragma GCC unroll 8
   for (int i = 0; i < MR; i++) sum[i] = zero();
-  for (long p = 0; p < k; p += LANES) {
-    some mask = first(k - p < LANES ? k - p : LANES);
+  long p = 0;
+  for (; p + LANES <= k; p += LANES) {
+    vec part = load(x + p);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) sum[i] = times_plus(part, load(a + i * down + p), sum[i]);
+  }
+  if (p < k) {
+    some mask = first(k - p);
     vec part = load(mask, x + p);
 #pragma GCC unroll 8
     for (int i = 0; i < MR; i++) sum[i] = times_plus(part, load(mask, a + i * down + p), sum[i]);
   }
-#pragma GCC unroll 8
+  if (MR == 8) return totals(sum, y, add);
   for (int i = 0; i < MR; i++) y[i] = (add ? y[i] : 0) + total(sum[i]);
 }
 
