@@ -30,11 +30,66 @@ def test_tanh_is_within_six_units_in_the_last_place() -> None:
     module = rewritten(torch.tanh, x)
     assert not any("tanh" in target for target in targets(module))
     y, exact = module(x), torch.tanh(x.double())
-    assert torch.equal(y.isnan(), x.isnan())
+    assert torch.equal(y.isnan(), x.isnan().expand_as(y))
     assert torch.equal(y[-10:-8].signbit(), torch.tensor([False, True]))
     assert float(y.nan_to_num().abs().max()) < 1  # a user may take log(1 - y^2)
     unit = torch.from_numpy(np.spacing(exact.nan_to_num(1.0).abs().float().numpy())).double()
     assert float(((y.double() - exact).abs() / unit).nan_to_num().max()) < 6
+
+
+ENDS = [
+    0.0,
+    -0.0,
+    1e-45,
+    -1e-45,
+    1e-30,
+    -1e-30,
+    17.0,
+    20.0,
+    20.1,
+    88.0,
+    -88.0,
+    -100.0,
+    -104.0,
+    -1e10,
+    1e10,
+    torch.inf,
+    -torch.inf,
+    torch.nan,
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "units"),
+    [
+        (lambda x: torch.where(x > 20.0, x, torch.log1p(torch.exp(x))), 4),  # softplus as Inductor sees it
+        (lambda x: torch.log1p(torch.exp(-x.abs())), 4),
+        (lambda x: torch.stack([torch.exp(-x.abs()), torch.sigmoid(x)]), 4),
+    ],
+)
+def test_what_an_exponential_of_minus_the_size_gives(function: Callable[[Tensor], Tensor], units: int) -> None:
+    x = torch.cat([torch.linspace(-110, 110, 400_001), torch.linspace(-2, 2, 100_001), torch.tensor(ENDS)])
+    module = rewritten(function, x)
+    assert not any(name in target for target in targets(module) for name in ("log1p", "sigmoid"))
+    y, exact = module(x), function(x.double())
+    assert torch.equal(y.isnan(), x.isnan().expand_as(y))
+    unit = torch.from_numpy(np.spacing(exact.nan_to_num(1.0).abs().float().numpy())).double()
+    # torch's own exponential is within one unit of the last place; what it makes of numbers below 1e-38 is not asked.
+    fine = exact.isfinite() & (exact > 1e-37)
+    assert float(((y.double() - exact).abs() / unit)[fine].max()) < units
+    torch.testing.assert_close(y, function(x), rtol=1e-6, atol=1e-37, equal_nan=True)
+
+
+def test_what_only_looks_like_softplus_stays() -> None:
+    x = torch.randn(5)
+    for function in (
+        lambda x: torch.where(x > 3.0, x, torch.log1p(torch.exp(x))),  # not the same above 3
+        lambda x: torch.where(x > 20.0, -x, torch.log1p(torch.exp(x))),
+        lambda x: torch.log1p(torch.exp(-x)),
+        lambda x: torch.where(x.double() > 20.0, x.double(), torch.log1p(torch.exp(x.double()))),
+    ):
+        assert any("log1p" in target for target in targets(rewritten(function, x)))
+    assert any("sigmoid" in target for target in targets(rewritten(lambda x: (torch.exp(-x), torch.sigmoid(x))[1], x)))
 
 
 def test_tanh_in_double_precision_stays_torchs() -> None:
