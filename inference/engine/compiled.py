@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .capture import Graph, Uncapturable, capture, explain, run_on
-from .inductor import Compiled, compile_graph, lacking_compiler, prepare
+from .inductor import Compiled, compile_graph, compiler_lock, lacking_compiler, prepared
 from .invariants import hoist
 from .noise import kept_generators
 from .replay import Replay, record
@@ -97,10 +97,9 @@ class Compiler:
         reason = lacking_compiler(loop.leaves[0].device)
         if reason:
             raise Uncapturable(reason)
-        prepare(loop.leaves[0].device)
         try:
             step = Step(loop, self.modules, self.streamed)
-            with kept_generators():
+            with prepared(loop.leaves[0].device), kept_generators():
                 graph = step.capture()
                 step.find_disturbance()
                 if self.mode == "auto" and graph.size > LARGEST:
@@ -206,7 +205,7 @@ class Step:
         for group in groups:
             group.update({k: v for k, v in {"foreach": False, "fused": False, "capturable": True}.items() if k in group})
         try:
-            with torch.compiler._compile_session_context(), _TensorFactors():
+            with compiler_lock(), torch.compiler._compile_session_context(), _TensorFactors():
                 yield
         finally:
             for group, before in zip(groups, kept, strict=True):

@@ -123,7 +123,7 @@ def _polynomial(coefficients: tuple[float, ...], x: Any, do: _Call) -> Any:
 
 
 def _tanh(x: Any, do: _Call) -> Any:
-    """tanh x, within 6 units in the last place."""
+    """tanh x, within 6 units in the last place; 1 - tanh^2 x taken from it has ten times the error that torch's leaves it."""
     aten = torch.ops.aten
     x = do(aten.clamp_max.default, do(aten.clamp_min.default, x, -TANH_ENDS), TANH_ENDS)
     square = do(aten.mul.Tensor, x, x)

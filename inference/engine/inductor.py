@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import inspect
 import logging
 import os
 import shutil
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,12 +50,31 @@ class Compiled:
     output: Any
 
 
-def prepare(device: torch.device) -> None:
-    """Loads Inductor, and has it hash torch's sources, as its cache wants, while the step is captured."""
-    if device.type == "cpu":
-        from torch._inductor.codecache import torch_key
+@contextmanager
+def prepared(device: torch.device) -> Iterator[None]:
+    """Loads Inductor, and has it hash torch's sources, as its cache wants, while the step is captured inside."""
+    if device.type != "cpu":
+        yield
+        return
+    importlib.import_module("torch._inductor.compile_fx")
+    from torch._inductor.codecache import torch_key
 
-        getattr(torch_key, "prefetch", lambda: None)()
+    getattr(torch_key, "prefetch", lambda: None)()
+    try:
+        yield
+    finally:
+        torch_key()  # a process that is forked from this one would wait for the hash for ever
+
+
+def compiler_lock() -> threading.RLock:
+    """What torch holds while it compiles: its compiler has one state for all threads.
+
+    Returns:
+        torch's own lock.
+    """
+    from torch._dynamo.convert_frame import compile_lock
+
+    return compile_lock  # type: ignore[no-any-return]
 
 
 def lacking_compiler(device: torch.device) -> str:
@@ -125,6 +146,7 @@ def _compile(graph: Graph, threads: int) -> Compiled:
     tensors = [fake.from_tensor(t.detach(), static_shapes=True) for t in graph.inputs]
     # The outer cache would hand back a function without the record of its code.
     with (
+        compiler_lock(),
         config.patch(options),
         functorch_config.patch(enable_autograd_cache=False),
         joined.kernels(_processors()),

@@ -161,7 +161,7 @@ class _Products:
 
     def addmm(self, bias: Tensor, a: Tensor, b: Tensor, *, out: Tensor, alpha: float = 1, beta: float = 1) -> None:
         """out = bias + a b."""
-        if alpha != 1 or beta != 1 or bias.shape[-1] != out.shape[1] or bias.stride(-1) != 1:
+        if alpha != 1 or beta != 1 or bias.dim() == 0 or bias.shape[-1] != out.shape[1] or bias.stride(-1) != 1:
             raise _CannotRecord
         size = bias.shape[-1] * bias.element_size()
         step = bias.stride(0) * bias.element_size() if bias.dim() == 2 and bias.shape[0] > 1 else 0
@@ -184,7 +184,7 @@ class _Torch:
 
     def _rows(self, x: Tensor, index: Tensor) -> Tensor:
         out = x[index]
-        if not (x.is_contiguous() and index.is_contiguous()):
+        if not (x.is_contiguous() and index.is_contiguous() and len(x)):
             raise _CannotRecord
         size = x[0].numel() * x.element_size()
         # Rows lie anywhere in memory: those to come are asked for early.

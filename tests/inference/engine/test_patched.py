@@ -1,5 +1,7 @@
 """What is replaced in torch's compiler is replaced for one thread and one while."""
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -65,6 +67,35 @@ def test_two_threads_that_overlap_leave_nothing() -> None:
         assert not ended
     thread.join(30)
     assert ended == [100]
+    assert Owner.method is before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_has_the_original_and_no_lock() -> None:
+    """Whoever held a lock, and would have put the original back, is not there any more."""
+    before, inside, go = Owner.method, threading.Event(), threading.Event()
+
+    def other() -> None:
+        with patched(Owner, "method", lambda self, x: 10 * x):
+            inside.set()
+            go.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert inside.wait(30)
+    with patched(Owner, "static", lambda x: -x):  # one's own stays
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            right = Owner.method is before and Owner.static(3) == -3
+            with patched(Owner, "method", lambda self, x: 7 * x):
+                right = right and Owner().method(1) == 7
+            os._exit(0 if right else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert Owner.method is not before
+    go.set()
+    thread.join(30)
     assert Owner.method is before
 
 

@@ -40,6 +40,18 @@ def layouts(rows: int, columns: int, dtype: torch.dtype) -> Iterator[Tensor]:
     yield torch.randn(columns + 2, rows + 1, dtype=dtype).T[:rows, :columns]
 
 
+def test_what_has_no_form_in_c_is_not_recorded() -> None:
+    a, b, out = torch.randn(3, 4), torch.randn(4, 5), torch.empty(3, 5)
+    products, operators = replay._Products([]), replay._Torch([])
+    for refused in (
+        lambda: products.addmm(torch.tensor(1.0), a, b, out=out),
+        lambda: products.addmm(torch.randn(3, 1), a, b, out=out),
+        lambda: operators.rows.default(torch.empty(0, 4), torch.empty(0, dtype=torch.int64)),
+    ):
+        with pytest.raises(replay._CannotRecord):
+            refused()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(3, 4, 5), (1, 7, 2), (6, 1, 3), (5, 4, 1), (1, 1, 1), (1, 5, 1)])
 def test_products(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
