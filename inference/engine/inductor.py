@@ -186,7 +186,7 @@ def _unprobed_instructions() -> Iterator[None]:
 
 @contextmanager
 def _without_gpus() -> Iterator[None]:
-    """Leaves out what Inductor does for GPUs alone on its way to the first graph of a process, half of a warm start.
+    """Leaves out what Inductor does for GPUs alone on its way to the first graph of a process, a quarter of a warm start and more.
 
     It sets up its patterns even where they are not looked for, and hashes the sources of triton, which says nothing of a CPU's code.
     """

@@ -30,7 +30,7 @@ def test_tanh_is_within_six_units_in_the_last_place() -> None:
     module = rewritten(torch.tanh, x)
     assert not any("tanh" in target for target in targets(module))
     y, exact = module(x), torch.tanh(x.double())
-    assert torch.equal(y.isnan(), x.isnan().expand_as(y))
+    assert torch.equal(y.isnan(), x.isnan())
     assert torch.equal(y[-10:-8].signbit(), torch.tensor([False, True]))
     assert float(y.nan_to_num().abs().max()) < 1  # a user may take log(1 - y^2)
     unit = torch.from_numpy(np.spacing(exact.nan_to_num(1.0).abs().float().numpy())).double()

@@ -13,8 +13,6 @@ from bayeszoo.inference.engine.patched import patched
 
 
 class Owner:
-    calls: int = 0
-
     def method(self, x: int) -> int:
         return x + 1
 
