@@ -112,7 +112,17 @@ def _keep_costly(graph: fx.Graph) -> None:
                     kept = call(graph, torch.ops.bayeszoo.kept.default, a)
                 a.replace_all_uses_with(kept, delete_user_cb=lambda user, kept=kept: user is not kept)
                 costly[a] = False
-        costly[node] = _name(node) in COSTLY or any(costly.get(a, False) for a in node.all_input_nodes)
+        costly[node] = _name(node) in COSTLY or _scattered(node) or any(costly.get(a, False) for a in node.all_input_nodes)
+
+
+def _scattered(node: fx.Node) -> bool:
+    """Whether an operation reads numbers that do not lie side by side, one by one for every vector of them."""
+    strides = [
+        [step for size, step in zip(a.meta["val"].shape, a.meta["val"].stride(), strict=True) if size > 1 and step > 0]
+        for a in node.all_input_nodes
+        if isinstance(a.meta.get("val"), torch.Tensor)
+    ]
+    return _elementwise(node) and any(steps and min(steps) > 1 for steps in strides)
 
 
 def _reshape_views(node: fx.Node) -> None:

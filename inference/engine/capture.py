@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from .mapped import PlainLosses
 from .patched import patched
 
 _LIBRARIES = tuple(
@@ -103,7 +104,7 @@ def capture(
     generators = _generators()
     reads = _Reads(changing, None if fixed is None else list(fixed))
     try:
-        with reads, _one_mode():
+        with reads, PlainLosses(), _one_mode():
             module = make_fx(step, tracing_mode="real")()
     except Uncapturable:
         raise

@@ -73,12 +73,32 @@ def _replacement(node: fx.Node, shrunk: dict[fx.Node, fx.Node], do: _Call) -> An
             if x not in shrunk:
                 shrunk[x] = do(aten.exp.default, do(aten.neg.default, do(aten.abs.default, x)))
             return do(aten.add.Tensor, do(aten.clamp_min.default, x, 0.0), _log1p(shrunk[x], do))
+    if node.target is aten.where.self and value.dtype == torch.int64 and node.users:
+        return _choice(node, do)
     if node.target is aten.log.default:
         mask = _mask(node.args[0])
         if mask is None:
             return None
         return do(aten.where.self, mask, _number(0.0, value, do), _number(-math.inf, value, do))
     return None
+
+
+def _choice(node: fx.Node, do: _Call) -> Any:
+    """A choice between two whole numbers as one in single precision, where it meets nothing else: vectors hold twice as many."""
+    aten = torch.ops.aten
+    mask, *numbers = node.args
+    constants = [n.args[1] for n in numbers if isinstance(n, fx.Node) and n.target is aten.full.default and not n.args[0]]
+    values = [v for v in constants if isinstance(v, int) and abs(v) <= 2**24]
+    if len(values) < 2:
+        return None
+    for user in node.users:
+        others = [a for a in user.args if a is not node]
+        if user.target not in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor) or user.kwargs or len(others) != 1:
+            return None
+        if not isinstance(others[0], fx.Node) or user.meta["val"].dtype != torch.float32:
+            return None
+    like = next(iter(node.users)).meta["val"]
+    return do(aten.where.self, mask, *(_number(float(v), like, do) for v in values))
 
 
 def _operand(node: Any, target: Any) -> Any:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from . import broadcasts, elementary, joined
+from . import broadcasts, elementary, inlined, joined
 from .capture import Graph, Uncapturable
 from .passes import rewrite
 from .patched import patched
@@ -150,6 +150,7 @@ def _compile(graph: Graph, threads: int) -> Compiled:
         config.patch(options),
         functorch_config.patch(enable_autograd_cache=False),
         joined.kernels(_processors()),
+        inlined.functions(),
         _unprobed_instructions(),
         _without_gpus() if on_cpu else contextlib.nullcontext(),
         tracing(TracingContext(fake)),
@@ -202,11 +203,11 @@ def _without_gpus() -> Iterator[None]:
 
 @functools.cache
 def _system() -> Any:
-    """What Inductor tells machines apart by in its cache's keys, triton left out."""
+    """What Inductor tells machines apart by in its cache's keys, triton left out, and what its code for this package counts on."""
     from torch._inductor import codecache
 
     with patched(codecache, "triton_key", lambda: None):
-        return inspect.unwrap(codecache.CacheBase.get_system)()
+        return {**inspect.unwrap(codecache.CacheBase.get_system)(), "bayeszoo": inlined.VERSION}
 
 
 def _processors() -> int:

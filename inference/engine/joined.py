@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from . import inlined
 from .patched import patched
 
 #: Code of so many characters takes as long to compile as the headers that each source begins with: more is worth another processor.
@@ -45,7 +46,7 @@ def kernels(processors: int) -> Iterator[None]:
     alone, wait = AsyncCompile.cpp_pybinding, AsyncCompile.wait
 
     def note(self: Any, types: list[str], source: str) -> Any:
-        return _Kernel(types, source, lambda: alone(self, types, source))
+        return _Kernel(types, source, lambda: alone(self, types, inlined.with_source(source)))
 
     def resolve(self: Any, scope: dict[str, Any]) -> None:
         waiting = {name: value for name, value in scope.items() if isinstance(value, _Kernel)}
@@ -135,6 +136,8 @@ def _source(group: Sequence[_Kernel], names: Sequence[str]) -> str:
         "#include <sstream>",
         *included,
     ]
+    if any(inlined.used(kernel.source) for kernel in group):
+        parts.append(inlined.SOURCE)
     for kernel, name in zip(group, names, strict=True):
         arguments = ", ".join(f"parse_arg<{type.replace('const ', '')}>(args, {n})" for n, type in enumerate(kernel.types))
         binding = Bindings.suffix_template.format(

@@ -20,7 +20,7 @@ LARGE = 1_000_000
 #: A matrix of so many numbers times a vector is worth a call where the products are our own; Inductor sums row by row.
 SWEEP = 2_000
 
-#: A product of at least two and at most so many columns is computed as its transpose.
+#: A product of at least two and at most so many columns is computed as its transpose, and so is one that is read as that alone.
 THIN = 8
 
 _library = torch.library.Library("bayeszoo", "DEF")
@@ -75,7 +75,7 @@ def rewrite(module: fx.GraphModule) -> None:
 def _replacement(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     aten, ours = torch.ops.aten, torch.ops.bayeszoo
     if node.target in (aten.mm.default, aten.addmm.default) and not node.kwargs:
-        product = _product(graph, *node.args[-2:])
+        product = _product(graph, *node.args[-2:], turned=_read_as_transpose(node))
         if product is None or node.target is aten.mm.default:
             return product
         return graph.call_function(aten.add.Tensor, (product, node.args[0]))
@@ -100,14 +100,26 @@ def _replacement(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _product(graph: fx.Graph, first: Any, second: Any) -> fx.Node | None:
-    """(m, k) times (k, n); None where Inductor's own call is as good."""
+def _read_as_transpose(node: fx.Node, turned: bool = False) -> bool:
+    """Whether everything that reads a matrix reads its transpose: the columns are particles, say, with a sum for each."""
+    return bool(node.users) and all(_read_as_transpose(user, not turned) if _swaps(user) else turned for user in node.users)
+
+
+def _swaps(node: fx.Node) -> bool:
+    """Whether a node is the transpose of a matrix."""
+    aten = torch.ops.aten
+    swapped = {aten.t.default: (), aten.permute.default: ([1, 0],), aten.transpose.int: (0, 1)}
+    return node.target in swapped and tuple(node.args[1:]) == swapped[node.target]
+
+
+def _product(graph: fx.Graph, first: Any, second: Any, *, turned: bool) -> fx.Node | None:
+    """(m, k) times (k, n), `turned` where the transpose is wanted; None where Inductor's own call is as good."""
     aten, a, b = torch.ops.aten, _meta(first), _meta(second)
     if a is None or b is None:
         return None
     (m, k), n = a.shape, b.shape[1]
     large = a.dtype == torch.float32 and m * k * n >= LARGE
-    thin = 1 < n <= THIN and m >= 8 * n
+    thin = n > 1 and (turned or (n <= THIN and m >= 8 * n))
     if not large and not thin:
         return None
     if thin:  # what follows takes vectors of numbers that lie side by side: the transpose has more of them

@@ -75,3 +75,18 @@ def test_draws_stay_independent() -> None:
 def test_few_numbers_are_left_alone(size: int) -> None:
     _, operations = rewritten(lambda p: p.expand(size).exp() * 2, torch.rand(1))
     assert ("exp", size if size < broadcasts.LEAST_NUMBERS else 1) in operations
+
+
+def test_scattered_numbers_are_gathered_once() -> None:
+    """A column of the noise, say: every vector of numbers computed from it would read it one by one."""
+    table, x = torch.rand(64, 21), torch.rand(64, 1000)
+
+    def step(table: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        column = table[:, 20:].reshape(64) * 2
+        return x.t() + column, x.t() * (table[0, :1] + 1)
+
+    module, operations = rewritten(step, table, x)
+    assert ("kept", 64) in operations
+    assert ("kept", 1) not in operations
+    for ours, theirs in zip(module(table, x), step(table, x), strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -114,3 +114,21 @@ def test_the_logarithm_of_a_mask_is_a_choice(dtype: torch.dtype) -> None:
 def test_other_logarithms_stay() -> None:
     x = torch.rand(5)
     assert any("aten.log" in target for target in targets(rewritten(lambda x: x.double().log() + x.log(), x)))
+
+
+def test_a_choice_of_whole_numbers_is_one_in_single_precision() -> None:
+    """The gradient of log-sigmoid has two of them, of 64 bits each."""
+    x = torch.linspace(-3, 3, 50)
+
+    def step(x: Tensor) -> tuple[Tensor, ...]:
+        sign = torch.where(x < 0, torch.full([], 1), torch.full([], -1))
+        count = torch.where(x < 1, torch.full([], 3), torch.full([], 2**40))
+        kept = torch.where(x < 2, torch.full([], 3), torch.full([], 4))
+        return x * sign - 1, count * x, kept * x, kept + 1
+
+    module = rewritten(step, x)
+    kinds = [n.meta["val"].dtype for n in module.graph.nodes if n.target is torch.ops.aten.where.self]
+    assert kinds.count(torch.float32) == 1  # the second is no number of single precision, the third is used as a whole number
+    for ours, theirs in zip(module(x), step(x), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.dtype == theirs.dtype

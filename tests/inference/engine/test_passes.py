@@ -74,3 +74,22 @@ def test_thin_products_keep_their_rows(columns: int) -> None:
     assert all("aten.t.default" in str(n.args[0].target) for n in products)  # as their transposes
     for ours, theirs in zip(module(x, w, bias), step(x, w, bias), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_what_is_read_as_its_transpose_is_computed_as_that() -> None:
+    """Rows of particles: what follows sums over the rows of each, and finds them side by side."""
+    x, w = torch.randn(50, 5), torch.randn(5, 30)
+
+    def turned(x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        product = (x @ w).permute(1, 0)
+        return product.exp().sum(1), product.view(30, 50) * 2, (w.T @ x.T).T.T.transpose(0, 1).sum(1)
+
+    def straight(x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        product = x @ w
+        return product.T.exp(), product.sum(1), (w.T @ x.T).T.T.exp()
+
+    for step, copies in ((turned, 2), (straight, 0)):
+        module = rewritten(step, x, w)
+        assert sum("aten.clone" in str(n.target) for n in module.graph.nodes) == copies
+        for ours, theirs in zip(module(x, w), step(x, w), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
