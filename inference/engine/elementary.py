@@ -20,11 +20,11 @@ from torch._guards import detect_fake_mode
 
 from .broadcasts import call
 
-#: tanh x = x P(x^2) / Q(x^2) up to TANH_ENDS, and the last number below 1 from there: coefficients from the constant on, of the least largest relative
-#: error (1.1e-8), found by weighted least squares (Lawson's iteration). All are positive, so nothing cancels.
+#: tanh x = x P(x^2) / Q(x^2) up to TANH_ENDS, what that is at TANH_ENDS from there, and 1 from TANH_ONE on, as torch has it: coefficients from the
+#: constant on, of the least largest relative error (1.1e-8), found by weighted least squares (Lawson's iteration). All are positive, so nothing cancels.
 TANH_P = (1.0, 0.134195849, 0.00354162231, 2.13798139e-05, 1.44578181e-08)
 TANH_Q = (1.0, 0.467529088, 0.0260514617, 0.000336143363, 8.2199665e-07)
-TANH_ENDS, TANH_MOST = 8.4, 1 - 2**-24
+TANH_ENDS, TANH_MOST, TANH_ONE = 8.4, 1 - 2**-24, 9.02
 
 #: log(1 + t) = 2 artanh s = s (2 + s^2 P(s^2)) with s = t / (2 + t), at most 1/3: relative error 4.5e-9, found likewise.
 LOG_P = (0.666664183, 0.400215268, 0.280018121, 0.280119509)
@@ -145,11 +145,16 @@ def _polynomial(coefficients: tuple[float, ...], x: Any, do: _Call) -> Any:
 def _tanh(x: Any, do: _Call) -> Any:
     """tanh x, within 6 units in the last place; 1 - tanh^2 x taken from it has ten times the error that torch's leaves it."""
     aten = torch.ops.aten
-    x = do(aten.clamp_max.default, do(aten.clamp_min.default, x, -TANH_ENDS), TANH_ENDS)
-    square = do(aten.mul.Tensor, x, x)
-    quotient = do(aten.div.Tensor, do(aten.mul.Tensor, x, _polynomial(TANH_P, square, do)), _polynomial(TANH_Q, square, do))
-    # Rounding may leave it above 1, and a user may take the logarithm of 1 - y^2: the last number below 1 is the end.
-    return do(aten.clamp_max.default, do(aten.clamp_min.default, quotient, -TANH_MOST), TANH_MOST)
+
+    def within(x: Any, most: float) -> Any:
+        return do(aten.clamp_max.default, do(aten.clamp_min.default, x, -most), most)
+
+    inner = within(x, TANH_ENDS)
+    square = do(aten.mul.Tensor, inner, inner)
+    quotient = do(aten.div.Tensor, do(aten.mul.Tensor, inner, _polynomial(TANH_P, square, do)), _polynomial(TANH_Q, square, do))
+    # Rounding may leave it at 1 too early, where a user may take the logarithm of 1 - y^2; and 1 is what has no slope.
+    one = do(aten.gt.Scalar, do(aten.abs.default, x), TANH_ONE)
+    return do(aten.where.self, one, within(x, 1.0), within(quotient, TANH_MOST))
 
 
 def _log1p(t: Any, do: _Call) -> Any:

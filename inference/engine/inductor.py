@@ -36,6 +36,10 @@ MOST_KEPT = 128
 
 _compiled: dict[tuple[Any, ...], Compiled] = {}
 
+#: Whether a thread hashes torch's sources, and which thread holds torch's lock for us.
+_hashing = False
+_holder: int | None = None
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -53,28 +57,57 @@ class Compiled:
 @contextmanager
 def prepared(device: torch.device) -> Iterator[None]:
     """Loads Inductor, and has it hash torch's sources, as its cache wants, while the step is captured inside."""
+    global _hashing
     if device.type != "cpu":
         yield
         return
     importlib.import_module("torch._inductor.compile_fx")
     from torch._inductor.codecache import torch_key
 
+    _hashing = True
     getattr(torch_key, "prefetch", lambda: None)()
     try:
         yield
     finally:
-        torch_key()  # a process that is forked from this one would wait for the hash for ever
+        torch_key()
+        _hashing = False
 
 
-def compiler_lock() -> threading.RLock:
-    """What torch holds while it compiles: its compiler has one state for all threads.
-
-    Returns:
-        torch's own lock.
-    """
+@contextmanager
+def compiler_lock() -> Iterator[None]:
+    """Holds what torch holds while it compiles: its compiler has one state for all threads."""
+    global _holder
     from torch._dynamo.convert_frame import compile_lock
 
-    return compile_lock  # type: ignore[no-any-return]
+    with compile_lock:
+        before, _holder = _holder, threading.get_ident()
+        try:
+            yield
+        finally:
+            _holder = before
+
+
+def _fork() -> None:
+    """The thread that hashes would not be in the forked process, which would wait for it for ever."""
+    if _hashing:
+        from torch._inductor.codecache import torch_key
+
+        torch_key()
+
+
+def _forked() -> None:
+    """Nor would be the thread that compiles, to let the lock go."""
+    global _holder
+    if _holder not in (None, threading.get_ident()):
+        from torch._dynamo import convert_frame
+
+        lock: Any = convert_frame.compile_lock
+        lock._at_fork_reinit()
+        _holder = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_fork, after_in_child=_forked)
 
 
 def lacking_compiler(device: torch.device) -> str:
@@ -136,6 +169,10 @@ def _compile(graph: Graph, threads: int) -> Compiled:
         "cpp.threads": threads,
         "cpp.vec_isa_ok": True if sys.platform == "linux" else None,
         "cpp_cache_precompile_headers": False,
+        # What a user has set for programs of another kind: kernels that reach the compiler by other ways than `joined` and `replay` know.
+        "cpp_wrapper": False,
+        "max_autotune": False,
+        "max_autotune_gemm": False,
         "compile_threads": min(8, _processors()),
     }
     module = _without_outputs(graph)
