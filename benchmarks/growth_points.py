@@ -1,4 +1,4 @@
-"""One point of a growth curve, measured inside a worker: bayeszoo on a model of the asked size.
+"""One point of a growth curve, measured inside a worker: bayeszoo, or NumPyro beside it, on a model of the asked size.
 
 Latents: D normal means theta_d ~ N(0, 1), y_d ~ N(theta_d, 1), so that the guide is what costs; D probabilities with flips for the
 family `beta`, D observations' own latents below a shared mean for the family `structured`.
@@ -18,6 +18,7 @@ from torch import Tensor
 import bayeszoo as bz
 
 from .cases import CASES, line
+from .contestants import Contestant
 from .contestants.ours import Ours
 from .worker import peak_memory, settle
 
@@ -62,8 +63,13 @@ class Sized(Ours):
         self.estimator = "auto" if family in ("map", "mle") else "monte_carlo"
 
 
-def contestant(axis: str, what: str, value: int, compile: bool) -> Ours:
+def contestant(axis: str, what: str, value: int, engine: str) -> Contestant:
     """What is measured at one point: `what` is a case's name, or a guide family on the axis of latents."""
+    if engine == "numpyro":
+        from .contestants.numpyro_svi import NumPyroSVI
+
+        return NumPyroSVI(CASES[what], "cpu", num_particles=value)
+    compile = engine == "compiled"
     if axis == "latents":
         return Sized(what, value, compile=compile)
     if axis == "particles":
@@ -73,9 +79,9 @@ def contestant(axis: str, what: str, value: int, compile: bool) -> Ours:
     return Ours(case, "cpu", compile=compile)
 
 
-def measure(axis: str, what: str, value: int, compile: bool, seconds: float, repetitions: int) -> dict[str, Any]:
+def measure(axis: str, what: str, value: int, engine: str, seconds: float, repetitions: int) -> dict[str, Any]:
     """Seconds a step: the median of the repetitions."""
-    subject = contestant(axis, what, value, compile)
+    subject = contestant(axis, what, value, engine)
     first = subject.train(20, 0)
     steps = settle(subject, seconds, at_least=20)
     times = [run.loop / run.steps for run in (subject.train(steps, k) for k in range(repetitions))]

@@ -37,7 +37,8 @@ def comparison(results: Mapping[str, Any], path: Path) -> None:
 
 
 def growth(curves: Mapping[str, Any], path: Path) -> None:
-    """One panel an axis: time a step over particles, latents, rows; compiled solid, eager dashed."""
+    """One panel an axis: time a step over particles, latents, rows; compiled solid, eager dashed, NumPyro dotted."""
+    styles = {"compiled": "o-", "eager": "o--", "numpyro": "s:"}
     figure, panels = plt.subplots(1, len(curves), figsize=(5.5 * len(curves), 5.0), layout="constrained", squeeze=False)
     for axes, (name, curve) in zip(panels[0], curves.items(), strict=True):
         colours: dict[str, Any] = {}
@@ -48,12 +49,13 @@ def growth(curves: Mapping[str, Any], path: Path) -> None:
             colour = colours.setdefault(line["what"], f"C{len(colours)}")
             compiled = line["engine"] == "compiled"
             label = line["what"] if compiled else None
-            axes.plot(*zip(*found, strict=True), "o-" if compiled else "o--", color=colour, ms=4, label=label)
+            axes.plot(*zip(*found, strict=True), styles[line["engine"]], color=colour, ms=4, label=label)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel(curve["label"])
         axes.set_ylabel("time of one step (ms)")
-        axes.set_title(f"{name}: compiled solid, eager dashed", fontsize="medium")
+        dotted = ", NumPyro dotted" if any(line["engine"] == "numpyro" for line in curve["lines"]) else ""
+        axes.set_title(f"{name}: compiled solid, eager dashed{dotted}", fontsize="medium")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=5)  # below, off the lines

@@ -25,8 +25,8 @@ from . import Training
 class NumPyroSVI:
     """`numpyro.infer.SVI` with `Trace_ELBO` and `numpyro.optim.Adam`."""
 
-    def __init__(self, case: Case, device: str, *, scan: bool = True) -> None:
-        self.case, self.scan = case, scan
+    def __init__(self, case: Case, device: str, *, scan: bool = True, num_particles: int = 1) -> None:
+        self.case, self.scan, self.num_particles = case, scan, num_particles
         try:
             self.on = jax.devices("gpu" if device == "cuda" else "cpu")[0]
         except RuntimeError as error:
@@ -41,7 +41,7 @@ class NumPyroSVI:
     def _compile(self, steps: int) -> None:
         """Compiles the start and the run over `steps` steps, or over one; data are arguments, not constants."""
         model, guide = numpyro_models.make(self.case.model)
-        svi = SVI(model, guide, numpyro.optim.Adam(self.case.learning_rate), Trace_ELBO())
+        svi = SVI(model, guide, numpyro.optim.Adam(self.case.learning_rate), Trace_ELBO(num_particles=self.num_particles))
         batch_size, size = self.case.batch_size, self.size
 
         def start(key: Any, data: Any) -> Any:
