@@ -187,7 +187,7 @@ def _compile(graph: Graph, threads: int) -> Compiled:
         config.patch(options),
         functorch_config.patch(enable_autograd_cache=False),
         joined.kernels(_processors()),
-        inlined.functions(),
+        inlined.functions() if on_cpu else contextlib.nullcontext(),
         _unprobed_instructions(),
         _without_gpus() if on_cpu else contextlib.nullcontext(),
         tracing(TracingContext(fake)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,11 +66,14 @@ def test_other_precisions_are_the_librarys() -> None:
         torch.testing.assert_close(value, expected, rtol=error, atol=error)
 
 
-def test_beside_other_kernels() -> None:
+def test_beside_other_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two kernels in one source, of which one calls a function."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     x, w = torch.rand(300, 40), torch.rand(40, 40)
     values, code = compiled(lambda x, w: (((x + 1) @ w).exp().sum(0), (x * 2 - 1).t() @ x), x, w)
     assert code.count("async_compile.cpp_pybinding") > 1
+    assert "bayeszoo::exp" in code
+    assert len(list(tmp_path.rglob("*.main.cpp"))) == 1  # a source that does not compile leaves each kernel to itself
     torch.testing.assert_close(values[0], ((x + 1) @ w).exp().sum(0))
     torch.testing.assert_close(values[1], (x * 2 - 1).t() @ x)
 
