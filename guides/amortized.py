@@ -269,8 +269,14 @@ class Features(nn.Module):
         # One scale for all, so that a pixel which is nearly always black does not shout.
         self.register_buffer("center", seen.mean(0))
         self.register_buffer("scale", (seen - seen.mean(0)).square().mean().sqrt().clamp_min(1e-6))
-        with torch.no_grad():
-            out = self.network(((seen[:2] - self.center) / self.scale).to(seen.dtype))
+        try:
+            with torch.no_grad():
+                out = self.network(((seen[:2] - self.center) / self.scale).to(seen.dtype))
+        except RuntimeError as error:
+            raise ValueError(
+                f"the body of the inference network does not take {', '.join(self.names)} of an observation, {tuple(seen.shape[1:])} numbers "
+                f"({str(error).splitlines()[0]}); give one that does, guide_options={{'network': ...}}"
+            ) from error
         if out.dim() != 2 or len(out) != len(seen[:2]):
             raise ValueError(
                 f"the body of an inference network puts out features (N, H), and this one puts out {tuple(out.shape)} for {len(seen[:2])} "

@@ -202,3 +202,16 @@ def sample_joint(guide: ContinuousGuide, base: Any, plates: Plates) -> dict[str,
             delta = dist.Delta(value, log_density=density, event_dim=site.event_dim)
             values[name] = pyro.sample(name, delta)
     return values
+
+
+def refuse_poles(guide: ContinuousGuide) -> None:
+    """Raises ValueError where a prior's density is infinite somewhere, which a search for the highest density would find."""
+    for name, site in guide.space.sites.items():
+        fn = site.distribution
+        while isinstance(fn, torch.distributions.Independent):
+            fn = fn.base_dist
+        if getattr(fn, "improper", False):
+            raise ValueError(
+                f"guide '{guide.family}' looks for the highest density, and the prior of '{name}' has it at zero, where it is infinite; use "
+                "'sparse_vd', which is made for this prior, or 'mle', which does not look at it"
+            )

@@ -12,11 +12,11 @@ Lecture: "Dropout as a Bayesian Procedure" (the KL term "missing due to the mode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..inference.target.program import BoundData
 from .masked_weights import DroppedInputs, MaskedWeights
@@ -27,8 +27,8 @@ class McDropout(WeightGuide):
     """Whole inputs of a layer are dropped; `estimator="local"` drops other ones for each example, as dropout layers do.
 
     Args:
-        rate: probability that an input of a layer is dropped.
-        input_rate: the same for the first layer, whose inputs are the data.
+        rate: probability that an input of a layer is dropped (`dropconnect`: a weight).
+        input_rate: the same for the network's first layer, whose inputs are the data, where it is Bayesian.
         l2: adds sum theta^2 / (2 (1 - rate) scale^2), Gal & Ghahramani's stand-in for the KL to a normal prior.
     """
 
@@ -49,7 +49,8 @@ class McDropout(WeightGuide):
         for name, value in {"rate": rate, "input_rate": input_rate}.items():
             if not 0 <= value < 1:
                 raise ValueError(f"{name} is the probability of a zero, from 0 to below 1, got {value}")
-        self.rates = {name: input_rate if k == 0 else rate for k, name in enumerate(self.weights)}
+        first = _first_weights(model, self.weights)
+        self.rates = {name: input_rate if name == first else rate for name in self.weights}
         self.l2 = l2
         if l2:
             self.require_prior("normal", "with l2=True takes the penalty from a normal prior")
@@ -138,3 +139,11 @@ class ConcreteDropout(McDropout):
             if name not in self.weights:
                 total = total - self.space.sites[name].distribution.log_prob(self.space.transforms[name](theta)).sum()
         return total
+
+
+def _first_weights(model: Any, weights: Sequence[str]) -> str:
+    """The site that would hold the weights of the network's first layer; without a network the first of the sites."""
+    net = getattr(model, "net", None)
+    layers = net.named_modules() if isinstance(net, nn.Module) else ()
+    first = next((name for name, layer in layers if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
+    return weights[0] if first is None else f"{first}.weight".removeprefix(".")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..inference.target.program import BoundData
 from ..inference.target.start import Start
-from .continuous import ContinuousGuide, Plates, prior_scale_values
+from .continuous import ContinuousGuide, Plates, prior_scale_values, refuse_poles
 
 
 class Ensemble(ContinuousGuide):
@@ -55,6 +55,8 @@ class Ensemble(ContinuousGuide):
         self.members = members
         if not prior:
             self.surrogate = "likelihood"
+        else:
+            refuse_poles(self)
         center = prior_scale_values(self.program, self.space)
         self.register_buffer("center", center)
         self.theta = nn.Parameter(center.repeat(members, 1))

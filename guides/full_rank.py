@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..inference.target.program import BoundData
 from ..inference.target.start import Start
-from .continuous import ContinuousGuide, Plates, prior_scale_values, sample_joint
+from .continuous import ContinuousGuide, Plates, prior_scale_values, refuse_poles, sample_joint
 from .own_draws import OwnDraws
 from .path_derivative import PathDerivative
 
@@ -76,14 +76,17 @@ class FullRank(ContinuousGuide):
 class Laplace(FullRank):
     """The Gaussian at the posterior mode with the inverse Hessian as covariance, in unconstrained coordinates.
 
-    Nothing is trained: the start is the fit. Lecture: "Approximation Methods"; MacKay 1992.
+    Nothing is trained: the start is the fit. Above 400 latents the covariance is the inverse of the Hessian's diagonal, from
+    16 random probes. Lecture: "Approximation Methods"; MacKay 1992.
     """
 
     family = "laplace"
     starts_at_mode = False  # it is the mode, whatever that is like
+    made_at_mode = True
 
     def __init__(self, model: Callable[..., Any], data: BoundData) -> None:
         super().__init__(model, data)
+        refuse_poles(self)
         self.offset.requires_grad_(False)
         self.tril.requires_grad_(False)
 

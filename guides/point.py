@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..inference.target.program import BoundData
 from ..inference.target.start import Start
-from .continuous import ContinuousGuide, Plates, prior_scale_values
+from .continuous import ContinuousGuide, Plates, prior_scale_values, refuse_poles
 
 
 class Map(ContinuousGuide):
@@ -25,10 +25,14 @@ class Map(ContinuousGuide):
     family = "map"
     objective = "surrogate"
     surrogate = "joint"
+    #: A climb of the density finds it; nothing is drawn.
+    is_point = True
     loss_name = "-log p(x, z), negative log joint density at a point"
 
     def __init__(self, model: Callable[..., Any], data: BoundData) -> None:
         super().__init__(model, data)
+        if self.surrogate == "joint":
+            refuse_poles(self)
         center = prior_scale_values(self.program, self.space)
         self.register_buffer("center", center)
         self.register_buffer("frame", torch.ones_like(center))

@@ -51,7 +51,7 @@ _BUILDERS: tuple[tuple[Any, str], ...] = (
     (Exact, "the exact posterior, where the model knows it, or where all latents are discrete and summed out"),
     (Map, "the posterior mode in the model's own parametrisation"),
     (Mle, "the maximum of the likelihood; the prior plays no part"),
-    (Laplace, "a Gaussian at the mode with the curvature's covariance"),
+    (Laplace, "a Gaussian at the mode with the curvature's covariance, its diagonal above 400 latents"),
     (MeanField, "independent normals in unconstrained coordinates"),
     (LowRank, "a normal with a few correlated directions"),
     (FullRank, "a multivariate normal over all latents"),

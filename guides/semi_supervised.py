@@ -55,6 +55,7 @@ class SemiSupervised(PyroModule):
             raise ValueError(f"alpha weighs the classification loss and must not be negative, got {alpha!r}")
         bound = data.bind(model)
         self.num_labelled = int((bound["y"] >= 0).sum())
+        self.in_streams = getattr(data, "streams", None) is not None
         self.alpha = len(data) / max(1, self.num_labelled) if alpha is None else float(alpha)
         self.classes: int = model.classes
         latents = self.program.latents["z"].shape[-1]
@@ -79,7 +80,7 @@ class SemiSupervised(PyroModule):
         logits = self.classifier(self.class_body(seen))
         infer: Any = {}
         if y is not None:
-            infer["auxiliary"] = self._classification(logits, y)
+            infer["auxiliary"] = self._classification(logits, y, len(x) if index is None else num_data or self.program.num_data)
             told = _SURE * _one_hot(y.clamp_min(0), self.classes, logits)
             logits = torch.where((y >= 0).unsqueeze(-1), told, logits)
         size = len(x) if index is None else num_data or self.program.num_data
@@ -92,15 +93,17 @@ class SemiSupervised(PyroModule):
             loc, raw = self.style(both).chunk(2, -1)
             pyro.sample("z", dist.Normal(loc, positive(raw)).to_event(1))
 
-    def probs(self, name: str = "c", *, x: Tensor) -> Tensor:
-        """Return q(c | x) of pictures, `(N, K)`."""
+    def probs(self, name: str = "c", *, x: Tensor, **others: Any) -> Tensor:
+        """Return q(c | x) of pictures, `(N, K)`, whatever else is given of them."""
         return torch.softmax(self.classifier(self.class_body(self._seen(x))), -1)
 
-    def _classification(self, logits: Tensor, y: Tensor) -> Tensor:
-        """What is maximised beside the bound: log q(c | x) of known labels, in nats of the whole data set."""
+    def _classification(self, logits: Tensor, y: Tensor, size: int) -> Tensor:
+        """What is maximised beside the bound: log q(c | x) of known labels, in nats of the whole data set of `size` pictures."""
         known = (y >= 0).to(logits)
         right = torch.log_softmax(logits, -1).gather(-1, y.clamp_min(0).unsqueeze(-1)).squeeze(-1)
-        return self.alpha * self.num_labelled * (right * known).sum() / known.sum().clamp_min(1.0)
+        # A stream has its share of labels in every batch; a batch of all pictures may hold any number of them, or none.
+        scale = self.num_labelled / known.sum().clamp_min(1.0) if self.in_streams else size / len(y)
+        return self.alpha * scale * (right * known).sum()
 
     def _seen(self, x: Tensor) -> Tensor:
         return (x - self.center) / self.scale

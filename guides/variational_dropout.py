@@ -6,7 +6,8 @@ log-uniform prior 1 / |w| the KL depends on alpha alone and falls with it, so no
 
     -KL = k1 sigmoid(k2 + k3 log alpha) - 0.5 log(1 + 1 / alpha) - k1,   k = 0.63576, 1.8732, 1.48695
 
-The prior is improper: the loss is the negative ELBO up to a constant that nothing fixes, and is called a surrogate.
+The prior is improper: the loss is the negative ELBO up to a constant that nothing fixes, and is called a surrogate. The posterior
+is improper, too, and q approximates nothing that exists (Hron, Matthews, Ghahramani 2018); what it prunes stands on its own.
 Kingma, Salimans, Welling 2015; Molchanov, Ashukha, Vetrov 2017 (the formula is its equation 14).
 Lecture: "Dropout as a Bayesian Procedure", "Sparse Bayesian Neural Networks".
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from .prediction.new_inputs import check_scale, new_inputs, observed_site
 from .prediction.prediction import Prediction
 from .prediction.predictive import predictive
 from .target.density import EachDraw, log_likelihood
-from .target.program import FEW_LOCAL, Program
+from .target.program import FEW_LOCAL, Program, check_new
 from .target.row_parts import RowParts, row_parts
 
 if TYPE_CHECKING:
@@ -59,6 +60,12 @@ class Run:
     each: EachDraw = field(default_factory=EachDraw)
     k_hat: float = math.nan
     doubt: str = ""
+
+    def __post_init__(self) -> None:
+        # Dropout and batch norm in networks of the user's own: they have been trained, and are asked from here on.
+        for part in (self.owned.model, self.owned.guide):
+            if isinstance(part, torch.nn.Module):
+                part.eval()
 
     @property
     def point(self) -> bool:
@@ -166,7 +173,7 @@ class Fit:
 
     Attributes:
         runs: one `Run` a restart, each from its own start.
-        best: the restart with the lowest loss; everything but `to_arviz` speaks of it alone.
+        best: the restart with the lowest loss (of an importance-weighted bound, with the best bound); everything but `to_arviz` speaks of it alone.
         data: the training data, on the fit's device.
         settings: what was asked of the runner.
         seconds: wall time of all restarts.
@@ -200,12 +207,15 @@ class Fit:
 
     @property
     def losses(self) -> list[float]:
-        """The loss at every step: negative ELBO of the whole data set, in nats (a surrogate's loss for point guides)."""
+        """The loss at every step, of the whole data set in nats: negative ELBO, importance-weighted bound, or a surrogate's loss."""
         return self.run.history.losses
 
     @property
     def loss(self) -> float:
-        """The trained guide's loss in nats, from fresh draws; `loss_error` is its Monte Carlo standard error."""
+        """The trained guide's loss in nats, from fresh draws; `loss_error` is its Monte Carlo standard error.
+
+        The negative ELBO also where an importance-weighted bound was trained, which is what `losses` then hold.
+        """
         return self.run.loss
 
     @property
@@ -220,7 +230,7 @@ class Fit:
 
     @property
     def validation_losses(self) -> list[tuple[int, float]]:
-        """(step, -E_q log p(y | z) a held-out observation in nats)."""
+        """(step, -E_q log p(y | z) a held-out observation in nats, or its negative ELBO where all its latents are its own)."""
         return self.run.history.validation
 
     @property
@@ -314,7 +324,15 @@ class Fit:
         _check_draws(n)
         if units not in ("model", "original"):
             raise ValueError(f"units must be 'model' or 'original', got {units!r}")
-        where = self.data if data is None else data.to(self.device, self.dtype)
+        where = self.data
+        if data is not None:
+            if not getattr(self.guide, "amortized", True):
+                raise ValueError(
+                    f"guide '{self.guide.family}' knows the observations of the training data alone; leave out the data, or fit with "
+                    "guide='amortized'"
+                )
+            where = data.to(self.device, self.dtype)
+            check_new(self.model, where)
         draws = self.run.draws(where, n, self._seed(seed, 11), score=False)
         order = [name for name in self.program.latents if name in draws.values]
         values = {name: draws.values[name].detach().cpu() for name in order}
@@ -436,6 +454,40 @@ class Fit:
         from .likelihood.log_marginal import log_marginal
 
         return log_marginal(self, data, k, proposal=proposal, seed=seed, k_hat=k_hat)
+
+    def latent_probs(self, data: Any, site: str | None = None) -> Tensor:
+        """q of a discrete latent of new observations: the class of a `SemiSupervisedVAE`'s pictures, the depth of a network's inputs.
+
+        Args:
+            data: `Data`, or a tensor of what the model takes first, (N, ...).
+            site: which discrete latent, where the model has several.
+
+        Returns:
+            Probabilities (N, K) on the CPU.
+
+        Raises:
+            ValueError: the guide has no network for a discrete latent.
+        """
+        probs, sites = getattr(self.guide, "probs", None), list(self.program.discrete)
+        if probs is None or not sites:
+            raise ValueError(
+                f"guide '{self.settings.guide or self.run.family}' has no q of a discrete latent to ask about new observations; fit a "
+                "SemiSupervisedVAE with 'semi_supervised', or a discrete site with guide={'z': 'amortized'}"
+            )
+        if (site is None and len(sites) > 1) or (site is not None and site not in sites):
+            raise ValueError(f"say which discrete latent with site=, one of {', '.join(sites)}")
+        if isinstance(data, Tensor):
+            first = next(
+                iter(inspect.signature(self.model.forward if hasattr(self.model, "forward") else self.model).parameters)
+            )
+            kwargs: dict[str, Any] = {first: data.to(self.device, self.dtype if data.is_floating_point() else None)}
+        else:
+            data = data.to(self.device, self.dtype)
+            check_new(self.model, data)
+            kwargs = data.bind(self.model)
+        with self.run.owned.active(0), torch.no_grad():
+            found: Tensor = probs(site or sites[0], **kwargs)
+        return found.cpu()
 
     def inference_gap(self, data: Any = None, *, steps: int = 300, k: int = 1000, seed: int = 0) -> InferenceGap:
         """How far the ELBO of an amortised guide lies below log p(x), and how much of that is the family's and the network's.

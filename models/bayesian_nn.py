@@ -116,7 +116,7 @@ class BayesianNN(LatentWeights):
         if self.likelihood == "categorical":
             return dist.Categorical(logits=out)
         if self.likelihood == "bernoulli":
-            return dist.Bernoulli(logits=out)
+            return dist.Bernoulli(logits=out).to_event(out.dim() - 1)
         assert sigma is not None
         normal = dist.Normal(out, sigma)
         return normal.to_event(out.dim() - 1) if out.dim() > 1 else normal

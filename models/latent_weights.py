@@ -141,7 +141,7 @@ class LatentWeights(PyroModule):
             for layer in self.net.modules()
             if isinstance(layer, (*LINEAR_LAYERS, _BATCH_NORMS))
         ]
-        like = next(iter([*self.net.buffers(), *self.net.parameters()]))
+        like = next(tensor for tensor in (*self.net.buffers(), *self.net.parameters()) if tensor.is_floating_point())
         rows = x[:2].to(device=like.device, dtype=like.dtype if x.is_floating_point() else x.dtype)
         try:
             with torch.no_grad():

@@ -27,6 +27,9 @@ WORDS = ("bernoulli", "categorical", "logistic", "gaussian")
 #: A generator's log scale of a logistic stays above this: narrower than a bin of 256 levels, and no overflow.
 _LEAST_LOG_SCALE = -7.0
 
+#: The whitest pixel of digits (17 levels), bytes and 16-bit pictures.
+_TOPS = (16, 255, 65_535)
+
 
 class Pixels(nn.Module):
     """The distribution of pictures given a generator's output.
@@ -77,13 +80,16 @@ class Pixels(nn.Module):
 
     def check(self, x: Tensor) -> None:
         """Raise ValueError where pixels lie outside of what can be drawn, naming what would help."""
+        if not x.is_floating_point():
+            whole = f"x.float() / {_remedy_top(float(x.max()))}" if float(x.max()) > 1 else "x.float()"
+            raise ValueError(f"pixels must be floating-point numbers, and these are {x.dtype}; give {whole}")
         low, high = float(x.min()), float(x.max())
         if self.word == "gaussian":
             return
         if low < 0 or high > 1:
             raise ValueError(
-                f"likelihood '{self.word}' takes pixels from 0 to 1, and these run from {low:g} to {high:g}; divide them by "
-                f"{max(high, 1):g}, or use likelihood='gaussian'"
+                f"likelihood '{self.word}' takes pixels from 0 to 1, and these run from {low:g} to {high:g}; {_remedy(low, high)}, or use "
+                "likelihood='gaussian'"
             )
         top = 1 if self.word == "bernoulli" else self.levels - 1
         if bool(((x * top - (x * top).round()).abs() > 1e-3).any()):
@@ -98,6 +104,20 @@ class Pixels(nn.Module):
             )
 
 
+def _remedy_top(high: float) -> str:
+    """The white that pixels up to `high` are measured by."""
+    return f"{next((top for top in _TOPS if high <= top), high):g}"
+
+
+def _remedy(low: float, high: float) -> str:
+    """What brings pixels of such a range between 0 and 1."""
+    if low >= 0:  # bytes need not reach 255
+        return f"divide them by {_remedy_top(high)}"
+    if low >= -1 and high <= 1:
+        return "take (x + 1) / 2"
+    return "undo what standardised them, or give the pictures as they were"
+
+
 class GreyLevels(dist.TorchDistribution):
     """A pixel with K grey levels 0, 1/(K-1), ..., 1.
 
@@ -107,6 +127,8 @@ class GreyLevels(dist.TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
     support = constraints.unit_interval
+    #: Its log_prob is the logarithm of a probability, not of a density.
+    probability = True
 
     def __init__(self, log_probs: Tensor) -> None:
         self.log_probs, self.levels = log_probs, log_probs.shape[-1]
@@ -157,6 +179,8 @@ class CutLogistic(dist.TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
     support = constraints.unit_interval
+    #: Its log_prob is the logarithm of a probability, not of a density.
+    probability = True
 
     def __init__(self, mean: Tensor, log_scale: Tensor, levels: int) -> None:
         self.center, self.levels = mean, levels

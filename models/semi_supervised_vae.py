@@ -29,6 +29,11 @@ from .vae import check_pictures, check_sizes, pixel_numbers
 #: log p(y | c) of a label that is not the class: no evidence outweighs it, and it is finite.
 _WRONG = -1e25
 
+_WANTED = (
+    "a semi-supervised autoencoder explains pictures and labels: make Data(inputs={}, observed={'x': pictures, 'y': labels}), "
+    "labels -1 where unknown, or use data.partly_labelled(rows)"
+)
+
 
 class SemiSupervisedVAE(PyroModule):
     """A generator of pictures from a class and a standard normal style.
@@ -83,7 +88,8 @@ class SemiSupervisedVAE(PyroModule):
         with plate:
             c = pyro.sample("c", dist.Categorical(logits=like.new_zeros(rows, self.classes)))
             z = pyro.sample("z", dist.Normal(like.new_zeros(rows, self.latents), 1.0).to_event(1))
-            known = torch.ones(rows, dtype=torch.bool, device=like.device) if y is None else y >= 0
+            # Without labels: unknown ones of pictures that are given, simulated ones of pictures that are simulated.
+            known = torch.full((rows,), x is None, device=like.device) if y is None else y >= 0
             with poutine.mask(mask=known):  # type: ignore[call-overload]
                 told = dist.Categorical(logits=_WRONG * (1 - one_hot(c, self.classes, like)))
                 pyro.sample("y", told, obs=None if x is None and y is None else (known.long() if y is None else y.clamp_min(0)))
@@ -91,7 +97,8 @@ class SemiSupervisedVAE(PyroModule):
 
     def decode(self, z: Tensor, c: Tensor) -> Tensor:
         """Return the expected pictures `(N, *shape)` of styles `(N, latents)` and classes `(N,)`."""
-        return self.pixels.mean(self._out(z, c))
+        like = next(self.parameters())
+        return self.pixels.mean(self._out(z.to(like), c.to(like.device)))
 
     def inference_network(self) -> nn.Module:
         """Return a fresh body for the guide, from pictures to features, the generator's mirror image."""
@@ -106,25 +113,32 @@ class SemiSupervisedVAE(PyroModule):
 
     def check(self, data: BoundData) -> None:
         """Raise ValueError for other pictures, labels that are none, no label at all, or a class without one."""
-        observed = getattr(data, "observed", None)
-        if "x" in getattr(data, "inputs", {}) or not isinstance(observed, dict) or set(observed) != {"x", "y"}:
+        if isinstance(getattr(data, "observed", None), Tensor):
+            raise ValueError(_WANTED)
+        self.check_new(data)
+        y = data.bind(self)["y"]
+        without = sorted(set(range(self.classes)) - set(y.unique().tolist()))
+        if len(without) == self.classes:
+            raise ValueError("no picture has a label, so classes could not be told apart; label some, or use VAE")
+        if without and len(y) > self.classes:
             raise ValueError(
-                "a semi-supervised autoencoder explains pictures and labels: make Data(inputs={}, observed={'x': pictures, 'y': labels}), "
-                "labels -1 where unknown, or use data.partly_labelled(rows)"
+                f"class {without[0]} has no labelled picture, so nothing says what it is; label at least one of each"
             )
+
+    def check_new(self, data: BoundData) -> None:
+        """Raise ValueError where pictures that the model is asked about, with labels or without, have another shape or other classes."""
+        observed = getattr(data, "observed", None)
+        if isinstance(observed, Tensor) and "x" not in getattr(data, "inputs", {}):
+            check_pictures(observed, self.shape, self.pixels)
+            return
+        if "x" in getattr(data, "inputs", {}) or not isinstance(observed, dict) or set(observed) != {"x", "y"}:
+            raise ValueError(_WANTED)
         x, y = observed["x"], observed["y"]
         check_pictures(x, self.shape, self.pixels)
         if y.dim() != 1 or y.is_floating_point() or int(y.min()) < -1 or int(y.max()) >= self.classes:
             raise ValueError(
                 f"labels must be whole numbers from 0 to {self.classes - 1}, one a picture, or -1 where unknown; these run from "
                 f"{float(y.min()):g} to {float(y.max()):g}"
-            )
-        without = sorted(set(range(self.classes)) - set(y.unique().tolist()))
-        if len(without) == self.classes:
-            raise ValueError("no picture has a label, so classes could not be told apart; label some, or use VAE")
-        if without and len(x) > self.classes:
-            raise ValueError(
-                f"class {without[0]} has no labelled picture, so nothing says what it is; label at least one of each"
             )
 
     def _out(self, z: Tensor, c: Tensor) -> Tensor:

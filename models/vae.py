@@ -87,10 +87,10 @@ class VAE(PyroModule):
             return pyro.sample("x", self.pixels.distribution(self._out(z), len(self.shape)), obs=x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the expected pictures `(N, *shape)` of codes `(N, latents)`."""
+        """Return the expected pictures `(N, *shape)` of codes `(N, latents)`, on the model's device; of a fit, ask `fit.model`."""
         if z.dim() != 2 or z.shape[1] != self.latents:
             raise ValueError(f"codes must have the shape (N, {self.latents}), got {tuple(z.shape)}")
-        return self.pixels.mean(self._out(z))
+        return self.pixels.mean(self._out(z.to(next(self.parameters()))))
 
     def inference_network(self) -> nn.Module:
         """Return a fresh body for q(z | x), from pictures to features, the generator's mirror image."""

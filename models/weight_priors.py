@@ -96,7 +96,11 @@ class ScaleMixture:
 
 @dataclass(frozen=True)
 class LogUniform:
-    """p(log |w|) = constant: every order of magnitude is as probable as any other, zero infinitely so."""
+    """p(log |w|) = constant: every order of magnitude is as probable as any other, zero infinitely so.
+
+    The posterior has no finite integral either, wherever the likelihood does not vanish at zero (Hron, Matthews, Ghahramani
+    2018, "Variational Bayesian dropout: pitfalls and fixes"): what is fitted under it is a rule for pruning rather than inference.
+    """
 
     def distribution(self, shape: torch.Size, fan_in: int, like: Tensor) -> LogUniformDistribution:
         """Return 1 / |w| of batch shape `shape`."""

@@ -602,10 +602,10 @@ net = bz.models.networks.mlp(x_test[0].numel(), list(hidden), 10, activation="ta
 alone_on = labelled[0].select(rows)
 taught = bz.fit(bz.models.BayesianNN(net), alone_on, guide="mle", steps=500, optimizer=3e-3, compile=False, progress=False)
 
+believed = semi.latent_probs(x_test)
+z_one = semi.sample(1, data=labelled[1].unsupervised().select(range(8)))["z"][0]
 with torch.no_grad():
-    believed = semi.guide.probs(x=x_test.to(semi.device)).cpu()
-    z_one = semi.sample(1, data=labelled[1].partly_labelled(torch.arange(len(y_test))).select(range(8)))["z"][0]
-    styles = semi.model.decode(z_one.repeat_interleave(10, 0).to(semi.device), torch.arange(10).repeat(8).to(semi.device)).cpu()
+    styles = semi.model.decode(z_one.repeat_interleave(10, 0), torch.arange(10).repeat(8)).cpu()
 right_semi = (believed.argmax(1) == y_test).double().mean()
 right_alone = taught.predict(labelled[1].inputs["x"], n=1).scores(y_test).accuracy
 print(f"{len(rows)} labels, {len(y_test)} held-out digits: labels alone {right_alone:.1%} right, M2 {right_semi:.1%}")

@@ -188,7 +188,17 @@ def test_pictures_from_codes(blocks: dict[str, str], capsys: pytest.CaptureFixtu
     assert names["fit"].log_marginal(names["test"], k=100).bits_per_dim < 2.0
     assert names["codes"].shape == (len(names["test"]), 8)
     assert names["pictures"].shape == (10, 64)
+    x = names["test"].observed
+    # An untrained generator is further off than the mean picture.
+    assert float((names["again"] - x).square().mean()) < 0.6 * float((x - x.mean(0)).square().mean())
     assert 0 <= float(names["pictures"].min()) <= float(names["pictures"].max()) <= 1
+
+
+def test_few_labels(blocks: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    names = run(blocks["few_labels"], {})
+    right = float((names["probs"].argmax(1) == names["test"].observed).double().mean())
+    assert right > 0.75  # 30 labels; recorded 0.85, a standard error over pictures is 0.02, and labels alone reach 0.75
+    assert "bits a dimension" in capsys.readouterr().out
 
 
 def test_both_engines(blocks: dict[str, str]) -> None:

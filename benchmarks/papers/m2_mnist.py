@@ -87,7 +87,7 @@ def measure(train: bz.data.Data, test: bz.data.Data, seed: int, asked: argparse.
         compile=not asked.eager, **common,
     )  # fmt: skip
     with torch.no_grad():
-        wrong = fit.guide.probs(x=x.to(fit.device)).argmax(1).cpu() != y
+        wrong = fit.latent_probs(x).argmax(1) != y
     return {
         "classifier": asked.classifier, "seed": seed, "alone": 100 * (1 - taught.accuracy), "error": 100 * float(wrong.double().mean()),
         "epochs": asked.epochs, "alpha": asked.alpha, "loss": fit.loss / len(data), "seconds": fit.seconds,

@@ -35,11 +35,16 @@ def loo(fit: Fit, n: int = 1000, *, site: str | None = None, seed: int | None = 
         ValueError: a point guide, or a model without a plate over the observations.
     """
     check_draws(fit, n, LEAST_DRAWS)
+    if fit.improper:
+        raise ValueError(
+            "LOO weighs draws by log p - log q, and the prior has no finite integral, so log p is known up to a constant that nothing "
+            "fixes, and the posterior may have no integral either; use a proper prior, such as prior='normal', or score observations "
+            "that were held out, fit.scores(test)"
+        )
     if fit.objective == "surrogate":
         raise ValueError(
-            f"LOO weighs draws by log p - log q, and guide '{fit.settings.guide or fit.run.family}' is a "
-            f"point without log q; use a family "
-            "with the objective 'elbo', such as 'mean_field'"
+            f"LOO weighs draws by log p - log q, and guide '{fit.settings.guide or fit.run.family}' has no log q over the model's "
+            "latents, its objective being a surrogate; use a family with the objective 'elbo', such as 'mean_field'"
         )
     if fit.program.one_by_one:
         raise ValueError(

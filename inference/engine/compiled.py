@@ -260,11 +260,30 @@ class Step:
                 np.random.seed(trial)  # noqa: NPY002
                 actual = self()
                 what = _difference(expected, actual, 1e-9, 1e-4) or self._updates_differ(before, copies)
+                if trial == 1 and not what:
+                    with torch.no_grad():
+                        torch._foreach_copy_(self.loop.leaves, before)
+                    self._check_eager(expected[0], state)
             if what:
                 raise Uncapturable(
                     f"{what} differs when the same step is run again, so something in it changes from call to call without being "
                     "a tensor (a counter, a random generator of its own, a value turned into NumPy)"
                 )
+
+    def _check_eager(self, expected: Tensor, generator: Tensor) -> None:
+        """The graph's loss against the loss of an eager step, which torch does not believe to be compiled.
+
+        Raises:
+            Uncapturable: they differ, so the model asks whether it is compiled and then does something else.
+        """
+        torch.set_rng_state(generator)
+        kwargs = self.loop.batch(self.row.index) if self.staged is None else self.staged
+        with _as_eager():
+            _, loss = self.loop.evaluate(kwargs, self.row, strict=True)
+        if _difference([expected], [loss.detach()], 1e-9, 1e-4):
+            raise Uncapturable(
+                "the loss differs from that of an eager step: the model asks torch.compiler whether it is compiled"
+            )
 
     def _updates_differ(self, before: Sequence[Tensor], copies: dict[int, Tensor]) -> str:
         updates = [copies[id(p)] - b for p, b in zip(self.loop.leaves, before, strict=True)]
@@ -303,6 +322,17 @@ class Step:
                 self.row.index.copy_(torch.randint(rows, self.row.index.shape, generator=generator))
 
 
+@contextlib.contextmanager
+def _as_eager() -> Iterator[None]:
+    """Inside, torch says that nothing is being compiled."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = False
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
+
+
 class _TensorFactors(TorchFunctionMode):
     """Optimisers pass the learning rate where torch wants a Python number: this writes the product out."""
 
@@ -330,6 +360,11 @@ def _difference(expected: Sequence[Tensor], actual: Sequence[Tensor], double: fl
         if bool(((a - b)[finite].abs() > share * b[finite].abs().amax() if bool(finite.any()) else finite).any()):
             return "the loss" if k == 0 else "a gradient"
     return ""
+
+
+def _change(before: Tensor, after: Tensor) -> Tensor:
+    """after - before, of whole numbers and truth values, too."""
+    return after - before if before.is_floating_point() else after.double() - before.double()
 
 
 class Engine:
@@ -422,35 +457,71 @@ class Engine:
         Raises:
             Uncapturable: the compiled code computes something else.
         """
-        step, leaves = self.step, self.loop.leaves
-        replay = record(self.compiled, self._call(0), self._storages())
+        step, _leaves = self.step, self.loop.leaves
+        with compiler_lock():
+            replay = record(self.compiled, self._call(0), self._storages())
         state = torch.get_rng_state()
+        rows = min(2, self.loop.tables.steps)
 
-        def results(way: Callable[[dict[int, Tensor]], Any], *, on_copies: bool = False) -> tuple[list[Tensor], Any]:
-            with step.undone(), torch.no_grad():
+        def results(
+            way: Callable[[dict[int, Tensor]], Any], *, rows: int = 1, on_copies: bool = False
+        ) -> tuple[list[Tensor], Any]:
+            """Changes of the losses, the parameters and all else that a step updates."""
+            with step.undone(), self._second_row(), torch.no_grad():
                 torch.set_rng_state(state)
                 step.disturb(3)
+                if rows > 1:
+                    self._copy_row()
                 copies = {id(t): t.detach().clone() for t in step.changing()} if on_copies else {}
-                before = [p.detach().clone() for p in leaves]
+                before = {id(t): t.detach().clone() for t in step.state}
                 returned = way(copies)
-                loss = copies.get(id(step.row.loss), step.row.loss).clone()
-                return [loss, *(copies.get(id(p), p).detach() - b for p, b in zip(leaves, before, strict=True))], returned
+                losses = [copies.get(id(r.loss), r.loss).clone() for r in map(self.loop.tables.rows.__getitem__, range(rows))]
+                return [*losses, *(_change(before[id(t)], copies.get(id(t), t).detach()) for t in step.state)], returned
+
+        def differ(a: Sequence[Tensor], b: Sequence[Tensor], double: float, single: float) -> str:
+            weights = [torch.ones_like(x) for x in a[: len(a) - len(step.state)]] + clear
+            first, second = ([x * c for x, c in zip(values, weights, strict=True)] for values in (a, b))
+            return _difference(first, second, double, single)
 
         wanted, (_, *grads) = results(lambda copies: run_on(graph, copies), on_copies=True)
+        clear = self._clear_state(step.clear(grads))
         compiled, _ = results(lambda _: self.compiled.call(*self._call(0)))
-        clear = [torch.ones_like(wanted[0]), *step.clear(grads)]
-        if _difference(
-            [a * c for a, c in zip(wanted, clear, strict=True)],
-            [b * c for b, c in zip(compiled, clear, strict=True)],
-            1e-3,
-            1e-2,
-        ):
+        if differ(wanted, compiled, 1e-3, 1e-2):
             raise Uncapturable("the compiled step gives other numbers than the eager one")
         if replay is not None:
-            replayed, _ = results(lambda _: replay.run(0, 1))
-            both = [[x * c for x, c in zip(values, clear, strict=True)] for values in (compiled, replayed)]
-            if not _difference(both[0], both[1], 1e-6, 1e-3):
+            called, _ = results(lambda _: [self.compiled.call(*self._call(row)) for row in range(rows)], rows=rows)
+            replayed, _ = results(lambda _: replay.run(0, rows), rows=rows)
+            if not differ(called, replayed, 1e-6, 1e-3):
                 self.replay = replay
+
+    def _clear_state(self, clear: Sequence[Tensor]) -> list[Tensor]:
+        """What of all that a step updates can be compared: of a parameter, its moments and its sum where its gradient is clear."""
+        loop = self.loop
+        known = {id(p): c for p, c in zip(loop.leaves, clear, strict=True)}
+        for p, c in zip(loop.leaves, clear, strict=True):
+            known |= {
+                id(t): c for t in loop.optimizer.state.get(p, {}).values() if isinstance(t, Tensor) and t.shape == p.shape
+            }
+        if loop.tail is not None:
+            known |= {id(t): c for t, c in zip(loop.tail.sums, clear, strict=True)}
+        return [known.get(id(t), torch.ones_like(_change(t, t))) for t in self.step.state]
+
+    @contextlib.contextmanager
+    def _second_row(self) -> Iterator[None]:
+        """Puts the second row of the tables back as it was."""
+        kept = [(t, t.clone()) for t in self.loop.tables.rows[1].tensors().values()] if self.loop.tables.steps > 1 else []
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in kept:
+                    tensor.copy_(value)
+
+    def _copy_row(self) -> None:
+        """The first row's noise, batch and numbers in the second."""
+        first, second = (self.loop.tables.rows[k].tensors() for k in range(2))
+        for name, tensor in second.items():
+            tensor.copy_(first[name])
 
     def _storages(self) -> dict[str, Tensor]:
         return {name: table for name, table in self.loop.tables.storages.items() if table is not None}

@@ -98,12 +98,13 @@ def _fork() -> None:
 def _forked() -> None:
     """Nor would be the thread that compiles, to let the lock go."""
     global _holder
-    if _holder not in (None, threading.get_ident()):
-        from torch._dynamo import convert_frame
-
-        lock: Any = convert_frame.compile_lock
+    convert_frame = sys.modules.get("torch._dynamo.convert_frame")
+    lock: Any = getattr(convert_frame, "compile_lock", None)
+    if lock is not None and not lock._is_owned():  # another thread's, ours or of a compilation of the user's
         lock._at_fork_reinit()
-        _holder = None
+        if _holder not in (None, threading.get_ident()):
+            _holder = None
+            torch.compiler._is_compiling_flag = False
 
 
 if hasattr(os, "register_at_fork"):

@@ -18,9 +18,9 @@ from ..estimators.free_bits import check_fit
 from ..estimators.layer_noise import LayerNoise, by_layer
 from ..estimators.objective import Discrete, Estimator, Objective, analytic_kls, where_discrete
 from ..result import Run
-from ..target.density import EachDraw, model_factors
-from ..target.program import Program, describe, is_point_estimate, sample_sites, some_rows
-from ..target.start import DENSE_LIMIT, Start
+from ..target.density import EachDraw, guide_factors, model_factors
+from ..target.program import Program, check_new, describe, is_point_estimate, sample_sites, some_rows
+from ..target.start import CLIMB_LIMIT, DENSE_LIMIT, Start
 from .compiled import Compiler, Mode
 from .convergence import Plan, Tail
 from .guide_start import start_guide
@@ -105,12 +105,10 @@ class Restart:
         """Starts the guide and makes the loop, if there is anything left to train."""
         began = time.perf_counter()
         self.objective = self._objective()
-        start, settings = self._start(), self.settings
+        start, _settings = self._start(), self.settings
         self.start = start
         self.history.seconds["start"] = time.perf_counter() - began
-        mode_is_all = start is not None and self.objective.surrogate is not None and self.wishes.optimizer is None
-        if mode_is_all and settings.steps is None and settings.batch_size is None:
-            assert start is not None
+        if start is not None and self._climb_is_all():
             self.history.losses = [float(x) for x in start.losses]
             self.history.converged = start.converged
             self.history.stop_reason = (
@@ -126,12 +124,27 @@ class Restart:
         if self.streamed and not hasattr(self.owned.model, "initial_values"):
             return None
         # A network's mode is of interest only as an answer: it overfits, and a posterior is better begun small.
-        free = self.settings.steps is None and self.settings.batch_size is None and self.wishes.optimizer is None
-        trained = any(p.requires_grad for p in self.owned.parameters().values())
+        named = {n for n, p in self.owned.parameters().items() if p.requires_grad}
+        points = [n for n in named if not n.startswith("guide.")]
+        if points and getattr(getattr(self.owned.guide, "continuous", self.owned.guide), "made_at_mode", False):
+            raise ValueError(
+                f"guide '{self.settings.guide or 'given'}' is made at the mode of the latents and not trained, and the model trains "
+                f"'{points[0].partition('.')[2]}' beside them, which would move the mode: make it latent, or freeze it (freeze=True), or "
+                "use 'mean_field' or 'full_rank'"
+            )
         space = getattr(self.owned.guide, "space", None)
         curved = getattr(self.owned.guide, "starts_at_mode", False) and space is not None and space.size <= DENSE_LIMIT
-        mode = not self.streamed and (not trained or curved or (self.objective.surrogate is not None and free))
+        mode = not self.streamed and (not named or curved or self._climb_is_all())
         return start_guide(self.owned, self.objective, self.full, self.number, mode=mode)
+
+    def _climb_is_all(self) -> bool:
+        """Whether nothing is left to train after the climb: a point, asked for without a word on how, and nothing beside it."""
+        settings, guide = self.settings, self.owned.guide
+        guide = getattr(guide, "continuous", guide)
+        asked = settings.steps is not None or settings.batch_size is not None or self.wishes.optimizer is not None
+        if asked or not getattr(guide, "is_point", False) or guide.space.size > CLIMB_LIMIT:
+            return False
+        return all(n.startswith("guide.") for n, p in self.owned.parameters().items() if p.requires_grad)
 
     def train(self) -> None:
         """Runs the loop to its end.
@@ -241,9 +254,10 @@ class Restart:
             return "shared"
         choice: LayerNoise = "local" if wanted == "auto" else wanted
         objective.layer_noise, objective.at_the_mean = choice, choice == "local" and without_draws
-        batch = self.full if self.settings.batch_size is None else self.data.batch(torch.arange(2), self.owned.model)
+        few = self.settings.batch_size is not None
+        batch = self.data.batch(torch.arange(2), self.owned.model) if few else self.full
         try:
-            met = objective.probe_layers(batch)
+            met = objective.probe_layers(batch, 2 if few else len(self.data))
         except ValueError:
             if wanted == "auto":
                 return "shared"
@@ -251,7 +265,13 @@ class Restart:
         assert met is not None
         if wanted == "auto":
             exact = all(hasattr(q, "per_example") for q in met.q.values())
-            return "local" if met.used and (exact or not met.places) else "shared"
+            return "local" if met.used and not met.again and (exact or not met.places) else "shared"
+        masks = [name for name, site in zip(met.names.values(), met.q.values(), strict=True) if hasattr(site, "per_example")]
+        if choice == "flipout" and masks:
+            raise ValueError(
+                f"estimator='flipout' turns the signs of noise that is symmetric around zero, and guide '{self.settings.guide or 'given'}' "
+                f"draws masks of '{masks[0]}', which are not; use estimator='local', masks of its own for each example"
+            )
         if not met.used:
             raise ValueError(
                 f"estimator='{wanted}' draws the noise of weights in the layers that use them, and guide "
@@ -387,10 +407,18 @@ class Restart:
         return lambda step: float(weight(step, steps))
 
     def _validator(self) -> Callback:
-        """Records -E_q log p(y | z) a held-out observation, in nats, every 50 steps."""
-        objective, history = self.objective, self.history
+        """Records a held-out observation's loss in nats every 50 steps: -E_q log p(y | z), or its negative ELBO where all of z is its own."""
+        objective, history, guide = self.objective, self.history, self.owned.guide
+        latents = self.program.latents
+        if not getattr(guide, "amortized", True):
+            raise ValueError(
+                f"guide '{guide.family}' knows the observations of the training data alone and has no q for those of validation; leave it out, "
+                "or fit with guide='amortized'"
+            )
         held_out = self.wishes.validation.to(self.owned.device, self.data.dtype)
+        check_new(self.owned.model, held_out)
         kwargs = held_out.bind(self.owned.model)
+        own = hasattr(guide, "amortized") and all(site.local for site in latents.values())
 
         def callback(progress: Any) -> None:
             if progress.step % VALIDATION_EVERY and progress.step != 1:
@@ -398,14 +426,13 @@ class Restart:
             with torch.no_grad(), kept_generators():
                 values = []
                 for _ in range(16):
-                    trace = objective.guide_trace(self.some)
-                    drawn = {
-                        n: s["value"]
-                        for n, s in sample_sites(trace)
-                        if n in self.program.latents and not self.program.latents[n].local
-                    }
+                    trace = poutine.trace(guide).get_trace(**kwargs) if own else objective.guide_trace(self.some)
+                    drawn = {n: s["value"] for n, s in sample_sites(trace) if n in latents and (own or not latents[n].local)}
                     factors = model_factors(self.program, self.owned.model, kwargs, drawn)
-                    values.append(sum(float(f.log_prob.sum()) for f in factors if f.observed))
+                    found = (
+                        [*factors, *(f.negative for f in guide_factors(trace))] if own else [f for f in factors if f.observed]
+                    )
+                    values.append(sum(float(f.log_prob.sum()) for f in found))
             history.validation.append((progress.step, -sum(values) / len(values) / len(held_out)))
 
         return callback

@@ -33,8 +33,19 @@ LAYER_NOISES: tuple[LayerNoise, ...] = ("shared", "local", "flipout")
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 
-#: Questions about a tensor that do not use its values.
-_QUESTIONS = {"__get__", "dim", "size", "numel", "is_floating_point", "ndimension"}
+#: Questions about a tensor that do not use its values, and attributes that are none of them.
+_QUESTIONS = {
+    "dim",
+    "size",
+    "numel",
+    "is_floating_point",
+    "ndimension",
+    "stride",
+    "is_contiguous",
+    "element_size",
+    "get_device",
+}
+_FACTS = {"shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_sparse", "is_leaf", "names", "is_meta"}
 
 #: Keeps the gradient of a square root finite where an activation has no variance.
 _LEAST_VARIANCE = 1e-16
@@ -75,16 +86,19 @@ class Layers(TorchFunctionMode):
     Attributes:
         used: names of the sites that entered a layer as its weights or bias.
         places: whether a layer used its weights at several places of one example.
+        again: whether some weights entered layers more than once, or a layer whose inputs are not one row an example: noise of
+            its own for each row is then another noise.
     """
 
-    def __init__(self, trace: poutine.Trace, *, at_the_mean: bool) -> None:
+    def __init__(self, trace: poutine.Trace, *, at_the_mean: bool, rows: int | None = None) -> None:
         super().__init__()
         sites = {name: site for name, site in sample_sites(trace) if by_layer(site["fn"])}
         self.names = {id(site["value"]): name for name, site in sites.items()}
         self.q = {id(site["value"]): base_of(site["fn"]) for site in sites.values()}
         self.at_the_mean = at_the_mean
         self.used: set[str] = set()
-        self.places = False
+        self.places = self.again = False
+        self.rows = rows
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -93,7 +107,9 @@ class Layers(TorchFunctionMode):
             x, weight, bias, rest = _arguments(*args, **kwargs)
             if id(weight) in self.q or id(bias) in self.q:
                 self.places |= convolution or x.dim() > 2
-                self.used |= {self.names[id(t)] for t in (weight, bias) if id(t) in self.names}
+                names = {self.names[id(t)] for t in (weight, bias) if id(t) in self.names}
+                self.again |= bool(self.used & names) or (self.rows is not None and x.shape[0] != self.rows)
+                self.used |= names
                 return self.layer(lambda a, w, b: func(a, w, b, *rest[0], **rest[1]), x, weight, bias, 1 if convolution else -1)
         elif self.at_the_mean:
             self._refuse_other_uses(func, args, kwargs)
@@ -106,7 +122,7 @@ class Layers(TorchFunctionMode):
     def _refuse_other_uses(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
             for tensor in value if isinstance(value, (list, tuple)) else (value,):
-                if id(tensor) in self.names and getattr(func, "__name__", "") not in _QUESTIONS:
+                if id(tensor) in self.names and not _asks(func):
                     raise ValueError(
                         "estimator='local' is for weights that enter linear layers and convolutions only, and site "
                         f"'{self.names[id(tensor)]}' enters {getattr(func, '__name__', func)}; use estimator='shared'"
@@ -144,6 +160,14 @@ class Flipout(Layers):
         mean = call(x, q.mean, bias)
         noise = call(x * _signs(x, channels), weight - q.mean, None)
         return mean + noise * _signs(noise, channels)
+
+
+def _asks(func: Any) -> bool:
+    """Whether a function of a tensor leaves its values alone."""
+    name = getattr(func, "__name__", "")
+    if name == "__get__":  # of an attribute: its shape is a fact, its transpose is its values
+        return getattr(getattr(func, "__self__", None), "__name__", "") in _FACTS
+    return name in _QUESTIONS
 
 
 def _signs(like: Tensor, channels: int) -> Tensor:

@@ -181,11 +181,11 @@ class Objective:
             return Parts(*vmap_random(one, numbers))
         return Parts(*(torch.stack(part) for part in zip(*(one(number) for number in numbers), strict=True)))
 
-    def probe_layers(self, kwargs: Mapping[str, Any]) -> Layers | None:
-        """One run of guide and model, and what the layer noise met in it."""
+    def probe_layers(self, kwargs: Mapping[str, Any], rows: int | None = None) -> Layers | None:
+        """One run of guide and model, on so many rows where that is known, and what the layer noise met in it."""
         with kept_generators(), torch.no_grad():
             trace = self.guide_trace(kwargs)
-            layers = self.layers(trace)
+            layers = self.layers(trace, rows)
             if layers is not None:
                 with Fix(guide_values(trace)), layers:
                     self.model(**kwargs)
@@ -246,12 +246,12 @@ class Objective:
         with noise:
             return self._bound(kwargs, trace)
 
-    def layers(self, trace: poutine.Trace) -> Layers | None:
+    def layers(self, trace: poutine.Trace, rows: int | None = None) -> Layers | None:
         """What replaces the layers that use the guide's draws, None where they stay as they are."""
         if self.layer_noise == "shared":
             return None
         kind = Local if self.layer_noise == "local" else Flipout
-        return kind(trace, at_the_mean=self.at_the_mean)
+        return kind(trace, at_the_mean=self.at_the_mean, rows=rows)
 
     def _layered(self, trace: poutine.Trace) -> Callable[..., Any]:
         """The model with its layers replaced; log densities are taken outside."""

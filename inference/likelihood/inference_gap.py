@@ -3,8 +3,10 @@
     log p(x) - ELBO  =  [log p(x) - ELBO(q*)]  +  [ELBO(q*) - ELBO(q_network)]
       inference gap         approximation gap          amortisation gap
 
-q* is the best member of the same family for this one observation, found by following the ELBO's gradient from where the network
-puts it, the model being kept (Cremer, Li, Duvenaud 2018, "Inference suboptimality in variational autoencoders").
+q* is the best q for this one observation that the numbers which the network puts out can describe, found by following the ELBO's
+gradient from where the network puts it; the model is kept, and so are the weights of a flow, which belong to all observations
+(Cremer, Li, Duvenaud 2018, "Inference suboptimality in variational autoencoders"). What a flow of an observation's own would gain
+beyond that counts as the family's.
 """
 
 from __future__ import annotations
@@ -18,7 +20,16 @@ from torch import Tensor
 
 from ..engine.noise import vmap_random
 from ..target.density import guide_factors, guide_values, model_factors
-from .log_marginal import CHUNK_ELEMENTS, LogMarginal, each_of, elements_of_one, local_data, observed_of_one, summary
+from .log_marginal import (
+    CHUNK_ELEMENTS,
+    LogMarginal,
+    each_of,
+    elements_of_one,
+    is_density,
+    local_data,
+    observed_of_one,
+    summary,
+)
 
 #: Adam's first step in units of the network's outputs; it falls to zero.
 STEP = 0.05
@@ -31,7 +42,7 @@ class InferenceGap:
     """The gap of N observations in nats.
 
     Attributes:
-        log_marginal: log p(x) by importance sampling from q*, the better proposal of the two.
+        log_marginal: log p(x) by importance sampling from q*, which has the higher bound of the two.
         elbo: (N,) the fitted guide's bound.
         best_elbo: (N,) the bound of q*.
         errors: (N,) Monte Carlo standard errors of the two bounds' difference.
@@ -71,6 +82,8 @@ def inference_gap(fit: Any, data: Any = None, *, steps: int = 300, k: int = 1000
         )
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+    if isinstance(k, bool) or not isinstance(k, int) or k < 2:
+        raise ValueError(f"k must be a whole number of draws, at least 2 for an error of each bound, got {k!r}")
     data = local_data(fit, data)
     many = max(1, CHUNK_ELEMENTS // (k * elements_of_one(fit.program)))
     parts = [
@@ -78,7 +91,7 @@ def inference_gap(fit: Any, data: Any = None, *, steps: int = 300, k: int = 1000
         for start in range(0, len(data), many)
     ]
     values, spread, ess, best, tails, first, errors = (torch.cat(found) for found in zip(*parts, strict=True))
-    whole = LogMarginal(values, spread, ess, best, tails, k, observed_of_one(fit.program))
+    whole = LogMarginal(values, spread, ess, best, tails, k, observed_of_one(fit.program), is_density(fit.program))
     return InferenceGap(whole, first, best, errors)
 
 

@@ -14,14 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..diagnosis.psis import LEAST_DRAWS, smooth
+from ..diagnosis.psis import LEAST_DRAWS, smooth, threshold
 from ..engine.noise import vmap_random
+from ..estimators.layer_noise import base_of
 from ..target.density import guide_factors, guide_values, model_factors, model_trace, site_factor
-from ..target.program import sample_sites
+from ..target.program import check_new, sample_sites
 
 PROPOSALS = ("guide", "prior")
 
@@ -38,10 +40,11 @@ class LogMarginal:
         errors: (N,) its Monte Carlo standard error, by the delta method: sd(w) / (mean(w) sqrt K).
         ess: (N,) effective draws, (sum w)^2 / sum w^2, at most K.
         elbo: (N,) mean of log w, the evidence lower bound of the same draws.
-        k_hat: (N,) shape of the weights' tail; above 0.7 the error cannot be trusted. It sees what the draws reached: a second
-            mode that none of them found leaves it low.
+        k_hat: (N,) shape of the weights' tail; above min(1 - 1 / log10 k, 0.7) the error cannot be trusted. It sees what the draws
+            reached: a second mode that none of them found leaves it low.
         k: draws.
         dims: observed numbers in one observation.
+        density: whether p is a density, whose value depends on the unit of x, and no probability.
     """
 
     values: Tensor
@@ -51,6 +54,7 @@ class LogMarginal:
     k_hat: Tensor
     k: int
     dims: int
+    density: bool = False
 
     @property
     def mean(self) -> float:
@@ -69,7 +73,7 @@ class LogMarginal:
 
     @property
     def bits_per_dim(self) -> float:
-        """-log2 p(x) for each observed number; of grey levels or bits it is a code length."""
+        """-log2 p(x) for each observed number: a code length of bits and grey levels; of a density it depends on the unit of x and may be negative."""
         return -self.mean / (self.dims * math.log(2))
 
     @property
@@ -81,10 +85,14 @@ class LogMarginal:
         return len(self.values)
 
     def __str__(self) -> str:
-        bad = int((self.k_hat > 0.7).sum())
-        doubt = f"; k-hat above 0.7 for {bad} of {len(self)}" if bad else ""
+        doubt = "; k-hat was not looked at"
+        if bool(self.k_hat.isfinite().any()):
+            limit = threshold(self.k)
+            bad = int((self.k_hat > limit).sum())
+            doubt = f"; k-hat above {limit:.2g} for {bad} of {len(self)}" if bad else ""
+        bits = "" if self.density else f" ({self.bits_per_dim:.3f} bits a dimension)"
         return (
-            f"log p(x) = {self.mean:.2f} ± {self.error:.2g} nats ({self.bits_per_dim:.3f} bits a dimension) over {len(self)} observations, "
+            f"log p(x) = {self.mean:.2f} ± {self.error:.2g} nats{bits} over {len(self)} observations, "
             f"{self.k} draws each, {float(self.ess.median()):.0f} effective; ELBO {float(self.elbo.mean()):.2f}, gap {self.gap:.2f}{doubt}"
         )
 
@@ -110,7 +118,7 @@ def log_marginal(
             log_w = torch.cat([each_of(weigher, min(chunk, k - i), fit.device) for i in range(0, k, chunk)]).double()
             found.append(summary(log_w, k_hat=k_hat))
     values, errors, ess, elbo, tails = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return LogMarginal(values, errors, ess, elbo, tails, k, observed_of_one(program))
+    return LogMarginal(values, errors, ess, elbo, tails, k, observed_of_one(program), is_density(program))
 
 
 def local_data(fit: Any, data: Any, *, needs_guide: bool = True) -> Any:
@@ -129,23 +137,30 @@ def local_data(fit: Any, data: Any, *, needs_guide: bool = True) -> Any:
         )
     if data is None:
         return fit.data
+    if isinstance(data, np.ndarray):
+        data = torch.as_tensor(data)
     if isinstance(data, Tensor):
-        data = replace(fit.data, inputs={}, observed=data, labels=(), truth={}, local_sites=())
+        plain: dict[str, Any] = {"chances": {}, "streams": None, "stream_sizes": ()} if hasattr(fit.data, "chances") else {}
+        data = replace(fit.data, inputs={}, observed=data, labels=(), truth={}, local_sites=(), **plain)
     if needs_guide and not getattr(fit.guide, "amortized", True):
         raise ValueError(
             f"guide '{fit.guide.family}' knows the observations of the training data alone; leave out the data, or fit with "
             "guide='amortized'"
         )
     data = data.to(fit.device, fit.dtype)
-    check = getattr(fit.model, "check", None)
-    if callable(check):
-        check(data)
+    check_new(fit.model, data)
     return data
 
 
 def observed_of_one(program: Any) -> int:
     """Observed numbers of one observation."""
     return sum(site.shape[1:].numel() if site.local else site.shape.numel() for site in program.observed.values())
+
+
+def is_density(program: Any) -> bool:
+    """Whether some observed number has a density instead of a probability."""
+    found = [base_of(site.distribution) for site in program.observed.values()]
+    return any(not (getattr(fn, "probability", False) or getattr(fn.support, "is_discrete", False)) for fn in found)
 
 
 def elements_of_one(program: Any) -> int:

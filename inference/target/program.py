@@ -175,6 +175,13 @@ def is_point_estimate(site: Any) -> bool:
     return isinstance(fn, pyro.distributions.Delta) and not bool(torch.as_tensor(fn.log_density != 0).any())
 
 
+def check_new(model: Any, data: Any) -> None:
+    """Lets a model refuse data that it is asked about; what it can learn from may be less."""
+    check = getattr(model, "check_new", getattr(model, "check", None))
+    if callable(check):
+        check(data)
+
+
 def some_rows(model: Callable[..., Any], data: BoundData) -> Tensor | None:
     """Evenly spaced observations that a large data set can be read by; None where the model has to see all.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import data as bzdata
 from . import models
+from .data.labelled import stratified_order
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Entry:
         make: `(data) -> model`, the model as it suits a data set.
         dataset: the data set that it is shown with, `(name, options)` of `bayeszoo.data.load`.
         summary: one line.
-        unsupervised: whether the model explains the inputs themselves.
+        explains: `(data) -> data` for a model that explains the inputs themselves, applied to data that have inputs.
     """
 
     name: str
@@ -31,11 +32,11 @@ class Entry:
     make: Callable[[Any], Any]
     dataset: tuple[str, dict[str, Any]]
     summary: str
-    unsupervised: bool = False
+    explains: Callable[[Any], Any] | None = None
 
     def data(self, loaded: Any) -> Any:
         """A data set as the model wants it: one that explains the inputs themselves takes them as observed."""
-        return loaded.unsupervised() if self.unsupervised and "x" in loaded.inputs else loaded
+        return self.explains(loaded) if self.explains is not None and "x" in loaded.inputs else loaded
 
     def model(self, data: Any) -> Any:
         """The model as it suits a data set, marked so that a saved fit can be read back without it."""
@@ -64,15 +65,35 @@ def _layers(data: Any) -> models.AdaptiveDepthResNet:
 
 
 def _autoencoder(data: Any) -> models.VAE:
-    """Two latents; pixels by what they are: zeros and ones, 17 or 256 grey levels, or any numbers."""
+    """Two latents; pixels by what they are."""
     x = data.observed
-    shape, inside = tuple(x.shape[1:]), float(x.min()) >= 0 and float(x.max()) <= 1
+    word, levels = _pixels(x)
+    return models.VAE(tuple(x.shape[1:]), 2, word, (128, 64), levels=levels)
+
+
+def _classified(data: Any) -> models.SemiSupervisedVAE:
+    """Ten numbers of style; pixels by what they are."""
+    x, word, levels = data.observed["x"], *_pixels(data.observed["x"])
+    classes = int(data.truth["c"].max()) + 1
+    return models.SemiSupervisedVAE(tuple(x.shape[1:]), classes, 10, word, (128, 64), levels=levels)
+
+
+def _pixels(x: Any) -> tuple[str, int]:
+    """Likelihood and levels of pixels: zeros and ones, 17 or 256 grey levels, or any numbers."""
+    inside = float(x.min()) >= 0 and float(x.max()) <= 1
     for levels in (2, 17, 256):
         top = levels - 1
         if inside and bool(((x * top - (x * top).round()).abs() < 1e-3).all()):
-            word = "bernoulli" if levels == 2 else "logistic"
-            return models.VAE(shape, 2, word, (128, 64), levels=levels)
-    return models.VAE(shape, 2, "gaussian", (128, 64))
+            return ("bernoulli" if levels == 2 else "logistic"), levels
+    return "gaussian", 256
+
+
+def _few_labels(loaded: Any) -> Any:
+    """Pictures that keep the labels of ten a class, other labels hidden."""
+    labels = loaded.observed
+    if labels.is_floating_point():
+        raise ValueError("semi_supervised_vae explains pictures and their classes, and the target holds numbers; use vae")
+    return loaded.partly_labelled(stratified_order(labels, seed=0)[: 10 * len(labels.unique())])
 
 
 _ENTRIES = (
@@ -123,7 +144,16 @@ _ENTRIES = (
         _autoencoder,
         ("digits", {}),
         "pictures from a few hidden numbers each, through a network; here two",
-        unsupervised=True,
+        explains=lambda loaded: loaded.unsupervised(),
+    ),
+    Entry(
+        "semi_supervised_vae",
+        models.SemiSupervisedVAE,
+        "semi_supervised",
+        _classified,
+        ("digits", {}),
+        "pictures from a class and a style, most classes unknown; here all but ten labels a class",
+        explains=_few_labels,
     ),
 )
 

@@ -240,10 +240,14 @@ def moment_errors(fit: Fit, truth: Truth, n: int = DRAWS) -> tuple[float, float]
 def held_out_nll(fit: Fit, held_out: Any, n: int = 1000) -> float:
     """-log p(y | training data) a held-out observation, in nats and in the model's own units.
 
-    NaN where observations have continuous latents of their own: nothing was learnt about those of new ones.
+    Where all latents are observations' own they are integrated out by importance sampling from the guide's network, `n` draws each; NaN
+    where observations have continuous latents of their own of which the guide says nothing for new ones.
     """
     if any(not site.discrete for site in fit.program.local.values()):
-        return math.nan
+        shared = any(not site.local for site in fit.program.latents.values())
+        if shared or fit.objective == "surrogate" or not getattr(fit.guide, "amortized", False):
+            return math.nan
+        return -fit.log_marginal(held_out, n, k_hat=False).mean
     data = held_out.to(fit.device, fit.dtype)
     draws = fit.run.draws(fit.data, n, fit._seed(None, 29), score=False).values
     values = {k: v for k, v in draws.items() if not fit.program.latents[k].local}

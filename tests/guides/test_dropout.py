@@ -120,3 +120,11 @@ def test_ties_to_a_prior(net: nn.Module, data: bz.data.Data) -> None:
         fit(BayesianNN(net, prior="laplace"), data, "mc_dropout", l2=True)
     with pytest.raises(ValueError, match=r"'mc_dropout' is for networks, .*use 'mean_field'"):
         fit(bz.models.CoinFlip(), bz.data.load("coin_flips", form="pooled"), "mc_dropout")
+
+
+def test_the_first_layer_is_the_networks_not_the_first_bayesian_one(net: nn.Module, data: bz.data.Data) -> None:
+    whole = fit(BayesianNN(net), data, "mc_dropout", rate=RATE)
+    last = fit(BayesianNN(net, bayesian="last", freeze=True), data, "mc_dropout", rate=RATE)
+    assert whole.guide.rates == {"fc1.weight": 0.0, "fc2.weight": RATE}
+    assert last.guide.rates == {"fc2.weight": RATE}
+    assert float(last.predict(data.inputs["x"], n=50).epistemic.max()) > 0

@@ -212,3 +212,81 @@ def test_particles_are_mapped_not_looped_over() -> None:
     data = bz.data.from_arrays(torch.randn(10, 2), torch.randn(10))
     each = bz.fit(model, data, "mean_field", steps=1, num_particles=3, progress=False).run.objective.each
     assert (each.vectorized, each.reason) == (True, "")
+
+
+def xor() -> tuple[torch.nn.Module, bz.data.Data]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 2, generator=generator)
+    torch.manual_seed(0)
+    return bz.models.networks.mlp(2, [6], 2), bz.data.Data({"x": x}, (x[:, 0] * x[:, 1] > 0).long())
+
+
+@pytest.mark.parametrize("guide", ["mc_dropout", "dropconnect", "concrete_dropout", "ensemble"])
+def test_guides_that_draw_are_trained_without_a_word_on_how(guide: str) -> None:
+    """A climb to one point is no fit of them, however it ends."""
+    net, data = xor()
+    options = {"members": 2} if guide == "ensemble" else {}
+    fit = bz.fit(
+        bz.models.BayesianNN(net),
+        data,
+        guide,
+        guide_options=options,
+        callbacks=[lambda p: p.step == 150],
+        compile=False,
+        progress=False,
+    )
+    assert len(fit.losses) == 150
+    assert sum(fit.losses[-20:]) < 0.9 * sum(fit.losses[:20])
+    if guide == "concrete_dropout":
+        assert all(abs(rate - 0.1) > 1e-3 for rate in fit.guide.learned_rates().values())
+
+
+@pytest.mark.parametrize("guide", ["map", "mle"])
+def test_points_beside_a_point_are_trained_with_it(guide: str) -> None:
+    net, data = xor()
+    model = bz.models.BayesianNN(net, bayesian="last")
+    fit = bz.fit(model, data, guide, callbacks=[lambda p: p.step == 60], compile=False, progress=False)
+    assert len(fit.losses) == 60
+    assert not torch.equal(fit.model.net.fc1.weight, model.net.fc1.weight)
+    alone = bz.fit(bz.models.BayesianNN(net, bayesian="last", freeze=True), data, guide, progress=False)
+    assert "60" not in alone.stop_reason
+    assert "climb" in alone.stop_reason or "gradient is gone" in alone.stop_reason
+
+
+def test_laplace_with_points_beside_it_is_refused() -> None:
+    net, data = xor()
+    with pytest.raises(ValueError, match=r"the model trains 'net\.fc1\.\w+' beside them.*freeze=True"):
+        bz.fit(bz.models.BayesianNN(net, bayesian="last"), data, "laplace", progress=False)
+    fit = bz.fit(bz.models.BayesianNN(net, bayesian="last", freeze=True), data, "laplace", progress=False)
+    assert not fit.losses or fit.losses[-1] < fit.losses[0]
+    assert torch.equal(fit.guide.center, bz.fit(fit.model, data, "laplace", progress=False).guide.center)
+
+
+@pytest.mark.parametrize("guide", ["map", "ensemble", "laplace"])
+def test_a_density_with_poles_has_no_highest_point(guide: str) -> None:
+    net, data = xor()
+    model = bz.models.BayesianNN(net, prior="log_uniform", freeze=True)
+    with pytest.raises(ValueError, match="'sparse_vd', which is made for this prior"):
+        bz.fit(model, data, guide, steps=1, progress=False)
+
+
+def test_a_tight_bound_decides_between_restarts() -> None:
+    """Of importance-weighted fits the one with the best bound is the best, whatever its ELBO."""
+    from bayeszoo.inference.runner import _best
+
+    data = bz.data.Data({}, torch.randn(20, 3, generator=torch.Generator().manual_seed(0)))
+    model = bz.models.VAE(3, 1, "gaussian", hidden=(4,))
+    fit = bz.fit(
+        model,
+        data,
+        "amortized",
+        steps=3,
+        restarts=2,
+        loss="importance_weighted",
+        num_particles=5,
+        compile=False,
+        progress=False,
+    )
+    for run, bound, elbo in zip(fit.runs, (100.0, 90.0), (110.0, 120.0), strict=True):
+        run.history.losses[:], run.loss = [bound], elbo
+    assert _best(fit.runs) == 1

@@ -57,13 +57,21 @@ def test_grey_levels_score_by_the_level() -> None:
         ("bernoulli", [0.0, 0.4], r"binarized\(seed=0\)"),
         ("bernoulli", [0.0, 255.0], "divide them by 255"),
         ("logistic", [0.0, 0.4], "multiples of 1/16"),
-        ("categorical", [-1.0, 0.5], "from -1 to 0.5"),
+        ("bernoulli", [0.0, 252.0], "divide them by 255"),
+        ("logistic", [0.0, 14.0], "divide them by 16"),
+        ("categorical", [-1.0, 0.5], r"from -1 to 0.5; take \(x \+ 1\) / 2"),
+        ("logistic", [-0.4, 2.8], "undo what standardised them"),
     ],
 )
 def test_other_pixels_are_refused_with_what_helps(word: str, x: list[float], words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         Pixels(word, levels=17).check(torch.tensor(x))
     assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_are_refused_as_a_type() -> None:
+    with pytest.raises(ValueError, match=r"floating-point numbers, and these are torch.uint8; give x.float\(\) / 255"):
+        Pixels("logistic").check(torch.tensor([0, 250], dtype=torch.uint8))
 
 
 def test_what_is_no_likelihood_is_refused() -> None:

@@ -148,11 +148,74 @@ def test_three_labels_a_class_beat_a_classifier_of_pixels() -> None:
     assert right > pixels.score(test.inputs["x"], test.observed) + 0.02
 
 
+def test_without_labels_the_class_is_integrated_out() -> None:
+    """log p(x) of pictures alone is log sum_k p(x, y = k), each estimated with the class told."""
+    fit = fitted(pictures(), steps=300)
+    x = pictures(rows=90).observed["x"][60:]
+    found = fit.log_marginal(x, k=4000)
+    told = [fit.log_marginal(bz.data.Data({}, {"x": x, "y": torch.full((len(x),), k)}), k=4000) for k in range(K)]
+    joint = torch.stack([each.values for each in told])
+    weights = torch.softmax(joint, 0)
+    errors = ((weights * torch.stack([each.errors for each in told])).square().sum(0) + found.errors.square()).sqrt()
+    # Thirty differences in units of their errors: the largest stays below 4 with probability 0.998.
+    assert float(((found.values - joint.logsumexp(0)) / errors).abs().max()) < 4
+    unknown = fit.log_marginal(bz.data.Data({}, {"x": x, "y": torch.full((len(x),), -1)}), k=4000)
+    assert torch.equal(unknown.values, found.values)
+    assert fit.log_marginal(pictures(labelled=0), k=30).values.isfinite().all()
+
+
+def test_q_of_the_class_of_new_pictures() -> None:
+    fit = fitted(pictures())
+    x = pictures(rows=90).observed["x"]
+    probs = fit.latent_probs(x)
+    torch.testing.assert_close(probs.sum(1), torch.ones(90))
+    with torch.no_grad():
+        assert torch.equal(probs, fit.guide.probs(x=x))
+    assert torch.equal(probs[60:], fit.latent_probs(bz.data.Data({}, x[60:])))
+    with pytest.raises(ValueError, match="one of c"):
+        fit.latent_probs(x, site="z")
+
+
+def test_dropout_in_a_classifier_of_ones_own_is_for_training_alone() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Dropout(0.5))
+    fit = fitted(pictures(), steps=20, guide_options={"network": network})
+    x = pictures().observed["x"]
+    assert torch.equal(fit.latent_probs(x), fit.latent_probs(x))
+    assert fit.losses[0] != fitted(pictures(), steps=20, guide_options={"network": network[:1]}).losses[0]
+
+
+def test_known_labels_weigh_the_same_in_every_split_into_batches() -> None:
+    """What batches without streams add to the bound for known labels, averaged over batches, is what all pictures add."""
+    data = pictures(labelled=6)
+    fit = fitted(data, steps=5, guide_options={"alpha": 2.0})
+    x, y = data.observed["x"], data.observed["y"]
+
+    def added(rows: Any) -> float:
+        with torch.no_grad():
+            logits = fit.guide.classifier(fit.guide.class_body((x[rows] - fit.guide.center) / fit.guide.scale))
+            return float(fit.guide._classification(logits, y[rows], 60))
+
+    batches = torch.randperm(60, generator=torch.Generator().manual_seed(0)).split(10)
+    assert sum(added(rows) for rows in batches) / 6 == pytest.approx(added(slice(None)), rel=1e-5)
+
+
+def test_it_is_a_member_of_the_zoo() -> None:
+    from bayeszoo.catalog import default_data, entry
+
+    data = default_data("semi_supervised_vae")
+    assert int((data.observed["y"] >= 0).sum()) == 100
+    fit = bz.fit(entry("semi_supervised_vae").model(data), data, steps=3, compile=False, progress=False)
+    assert fit.settings.guide == "semi_supervised"
+    families = bz.guides.available(fit.model, data.select(range(200)))
+    assert "semi_supervised" in families
+    assert "amortized" not in families
+
+
 def test_save_and_load(tmp_path: Any) -> None:
     data = pictures()
     fit = fitted(data.in_streams(data.observed["y"] >= 0, (3, 7)), batch_size=10, steps=5)
     fit.save(tmp_path / "run")
-    again = bz.load(tmp_path / "run", model=fit.model)
+    again = bz.load(tmp_path / "run")
     assert torch.equal(again.sample(3)["z"], fit.sample(3)["z"])
     assert again.data.stream_sizes == (3, 7)
     assert torch.equal(again.data.streams, fit.data.streams)

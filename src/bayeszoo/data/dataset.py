@@ -345,6 +345,7 @@ class Data:
         if set(self.inputs) != {"x"} or not isinstance(y, Tensor) or y.is_floating_point():
             raise ValueError("partly_labelled() is for classified pictures: inputs 'x', and one whole number each observed")
         index = torch.as_tensor(rows).to(y.device)
+        index = index if index.numel() else index.long()  # an empty list is of floats
         labels = torch.full_like(y, -1)
         labels[index] = y[index]
         return replace(

@@ -130,3 +130,22 @@ def test_what_a_user_has_set_for_other_programs_does_not_reach_a_step(monkeypatc
         found = capture(step, changing=[x], modules=[])
         inductor.compile_graph(found).call(*found.inputs)
     torch.testing.assert_close(out, x.exp().log1p())
+
+
+def test_a_process_forked_while_another_thread_captures_is_not_compiling() -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    def capture_slowly() -> None:
+        with inductor.compiler_lock(), torch.compiler._compile_session_context():
+            inside.set()
+            go.wait(60)
+
+    thread = threading.Thread(target=capture_slowly)
+    thread.start()
+    assert inside.wait(60)
+    try:
+        assert in_a_forked_process(lambda: not torch.compiler.is_compiling()) == 0
+        assert torch.compiler.is_compiling()
+    finally:
+        go.set()
+        thread.join(60)

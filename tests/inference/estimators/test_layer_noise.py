@@ -143,6 +143,41 @@ def test_auto_changes_nothing_but_the_variance() -> None:
     )
 
 
+class ByTranspose(nn.Module):
+    """The second layer's weights enter as an attribute's values, no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 8), nn.Linear(8, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.first(x)) @ self.second.weight.T
+
+
+class Pieces(nn.Module):
+    """Every row passes the first layer in two pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(1, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x.reshape(-1, 1))).reshape(len(x), 8))
+
+
+def twice() -> nn.Module:
+    layer = nn.Linear(2, 2)
+    return nn.Sequential(layer, nn.Tanh(), layer)
+
+
+@pytest.mark.parametrize("net", [ByTranspose(), Pieces(), twice()])
+@pytest.mark.parametrize("batch_size", [None, 20])
+def test_auto_leaves_alone_what_noise_in_the_layers_would_change(net: nn.Module, batch_size: int | None) -> None:
+    _, data = moons()
+    assert used(BayesianNN(net), data, "mean_field", batch_size=batch_size) == "shared"
+    assert used(BayesianNN(networks.mlp(2, [8], 2)), data, "mean_field", batch_size=batch_size) == "local"
+
+
 def test_refusals() -> None:
     model, data = moons()
     binary = bz.data.Data(inputs={"x": data.inputs["x"]}, observed=data.observed.float())
@@ -150,6 +185,10 @@ def test_refusals() -> None:
         used(own_layer, binary, "mean_field", estimator="local")
     with pytest.raises(ValueError, match="guide 'full_rank' draws no independent normals"):
         used(model, data, "full_rank", estimator="flipout")
+    with pytest.raises(ValueError, match=r"draws masks of 'fc1\.weight', which are not; use estimator='local'"):
+        used(model, data, "mc_dropout", estimator="flipout")
+    with pytest.raises(ValueError, match=r"site 'second\.weight' enters __get__"):
+        used(BayesianNN(ByTranspose()), data, "mean_field", estimator="local")
     with pytest.raises(ValueError, match="unknown estimator 'rao'; choose 'auto', 'shared', 'local', 'flipout'"):
         used(model, data, "mean_field", estimator="rao")
 

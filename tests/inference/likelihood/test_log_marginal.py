@@ -30,12 +30,12 @@ def exact(fit: bz.inference.Fit, x: Tensor) -> Tensor:
     return log_p
 
 
-def linear(guide: str, steps: int = 1500, **options: object) -> bz.inference.Fit:
+def linear(guide: str, steps: int = 1500, validation: bz.data.Data | None = None, **options: object) -> bz.inference.Fit:
     torch.manual_seed(2)
     model = bz.models.VAE(D, K, "gaussian", generator=nn.Linear(K, D))
     return bz.fit(
         model, pca_data(), guide, steps=steps, optimizer=0.02, schedule="cosine", compile=False, progress=False,
-        guide_options=options,
+        validation=validation, guide_options=options,
     )  # fmt: skip
 
 
@@ -107,6 +107,10 @@ def test_a_table_answers_for_its_own_rows_alone() -> None:
     assert float(((found.values - exact(fit, fit.data.observed)) / found.errors).abs().max()) < 5
     with pytest.raises(ValueError, match="leave out the data"):
         fit.log_marginal(pca_data(5))
+    with pytest.raises(ValueError, match="leave out the data"):
+        fit.sample(3, data=pca_data(5))
+    with pytest.raises(ValueError, match="has no q for those of validation"):
+        linear("per_datum", steps=1, validation=pca_data(5))
 
 
 def test_the_inference_gap_is_split(diagonal: bz.inference.Fit) -> None:
@@ -164,3 +168,52 @@ def test_what_is_refused(diagonal: bz.inference.Fit) -> None:
         with pytest.raises(ValueError, match=words) as caught:
             call()
         assert str(caught.value).count("\n") == 0
+
+
+def test_validation_is_the_bound_of_new_observations() -> None:
+    held_out = pca_data(400).select(range(N, 400))
+    fit = linear("amortized", steps=300, validation=held_out)
+    (_, first), *_, (_, last) = fit.validation_losses
+    elbo = fit.log_marginal(held_out, k=500, k_hat=False).elbo
+    # The last look is at step 300, the end; 16 draws of 200 observations, whose bound varies by about a nat a draw.
+    assert fit.validation_losses[-1][0] == 300
+    assert last == pytest.approx(-float(elbo.mean()), abs=0.1)
+    assert last < first - 1.0
+
+
+def test_a_larger_tensor_than_the_training_data() -> None:
+    grey = bz.data.Data({}, torch.rand(30, 6, generator=torch.Generator().manual_seed(0))).binarized(seed=0)
+    fit = bz.fit(bz.models.VAE(6, 2, hidden=(8,)), grey, "amortized", steps=3, compile=False, progress=False)
+    x = (torch.rand(100, 6, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+    found = fit.log_marginal(x, k=30)
+    assert len(found) == 100
+    torch.testing.assert_close(found.values, fit.log_marginal(x.numpy(), k=30).values)
+
+
+def test_a_density_has_no_bits_a_dimension(diagonal: bz.inference.Fit) -> None:
+    part = diagonal.data.select(range(5))
+    assert "bits" not in str(diagonal.log_marginal(part, k=30))
+    assert "k-hat was not looked at" in str(diagonal.log_marginal(part, k=30, k_hat=False))
+    bits = bz.fit(bz.models.VAE(6, 2, hidden=(8,)), bz.data.Data({}, torch.ones(8, 6)), steps=1, compile=False, progress=False)
+    assert "bits a dimension" in str(bits.log_marginal(k=30))
+    with pytest.raises(ValueError, match="at least 2"):
+        diagonal.inference_gap(part, k=0)
+
+
+def test_guides_are_compared_by_the_log_probability_of_new_observations() -> None:
+    torch.manual_seed(2)
+    model = bz.models.VAE(D, K, "gaussian", generator=nn.Linear(K, D))
+    held_out = pca_data(260).select(range(N, 260))
+    found = bz.compare(
+        model,
+        pca_data(),
+        ["amortized", "per_datum"],
+        held_out=held_out,
+        steps=200,
+        optimizer=0.02,
+        compile=False,
+        progress=False,
+    )
+    table = found.table.held_out_nll
+    assert table["amortized"] == pytest.approx(-float(exact(found.fits["amortized"], held_out.observed).mean()), abs=0.05)
+    assert math.isnan(table["per_datum"])
