@@ -373,9 +373,13 @@ class Restart:
         )
 
     def _indices(self, size: int) -> Iterator[Tensor]:
+        whole = getattr(self.data, "epoch", None)
         epoch = 0
         while True:
-            yield from self.data.batches(size, self.settings.seed, epoch)
+            if whole is not None:
+                yield whole(size, self.settings.seed, epoch)
+            else:
+                yield from (rows.unsqueeze(0) for rows in self.data.batches(size, self.settings.seed, epoch))
             epoch += 1
 
     def _schedule(self) -> Schedule:

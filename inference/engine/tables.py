@@ -70,7 +70,7 @@ class Tables:
     Args:
         particles: draws a step.
         normals, uniforms: numbers that one particle takes.
-        batches: begins an endless series of row numbers (B,), one a step; None where every step sees all rows.
+        batches: begins an endless series of row numbers (S, B), for S steps each; None where every step sees all rows.
         batch_size: B.
         summary_shape: of the guide's summary; None for none.
         seeds: of the noise; several where that many restarts are one step, whose noise and losses then have them in front.
@@ -95,6 +95,7 @@ class Tables:
             steps = _LEAST_STEPS
         self.steps = steps
         self.batches = None if batches is None else batches()
+        self._coming = torch.empty(0, batch_size, dtype=torch.int64, device=device)
         self._arguments: dict[str, Any] = {
             "particles": particles,
             "normals": normals,
@@ -205,8 +206,14 @@ class Tables:
             for k, generator in enumerate(self.generators):
                 parts[:, k] = draw(torch.empty_like(parts[:, k]).contiguous(), generator=generator)
         if self.batches is not None and self._index is not None:
-            indices = torch.stack([next(self.batches) for _ in range(self.steps)])
-            self._index[:, : indices.shape[1]] = indices
+            filled = 0
+            while filled < self.steps:
+                if not len(self._coming):
+                    self._coming = next(self.batches)
+                some = self._coming[: self.steps - filled]
+                self._index[filled : filled + len(some), : some.shape[1]] = some
+                self._coming = self._coming[len(some) :]
+                filled += len(some)
 
     def set(self, first: int, count: int, factors: float | Sequence[float], kl_weights: Sequence[float] | None) -> None:
         """The next steps' learning rates, as multiples of the optimiser's own, and weights of the KL."""

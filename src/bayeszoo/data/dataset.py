@@ -226,7 +226,7 @@ class Data:
             ValueError: if the batch size is not between 1 and the number of rows, or not that of the streams.
         """
         if self.streams is None:
-            return batch_indices(len(self), batch_size, seed, epoch, self.device)
+            return iter(batch_indices(len(self), batch_size, seed, epoch, self.device))
         if batch_size != sum(self.stream_sizes):
             raise ValueError(
                 f"these data come in streams of {' and '.join(map(str, self.stream_sizes))} rows a batch, so batch_size must be "
@@ -234,6 +234,12 @@ class Data:
             )
         streams = [(self.streams == number).nonzero()[:, 0] for number in range(len(self.stream_sizes))]
         return stream_batches(streams, self.stream_sizes, seed, epoch, self.device)
+
+    def epoch(self, batch_size: int, seed: int, epoch: int) -> Tensor:
+        """Returns all batches of an epoch at once, row numbers `(steps, batch_size)`; see `batches`."""
+        if self.streams is None:
+            return batch_indices(len(self), batch_size, seed, epoch, self.device)
+        return torch.stack(list(self.batches(batch_size, seed, epoch)))
 
     def row_weights(self) -> Tensor | None:
         """Returns what each row of a batch counts beside one another, `(batch_size,)` of mean one; None without streams.

@@ -41,18 +41,18 @@ def split_indices(n: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[:k].sort().values, order[k:].sort().values
 
 
-def batch_indices(n: int, batch_size: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-    """Yields `n // batch_size` index tensors of shape `(batch_size,)` from a permutation of (seed, epoch).
+def batch_indices(n: int, batch_size: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
+    """Returns `n // batch_size` batches of row numbers, `(n // batch_size, batch_size)`, from a permutation of (seed, epoch).
 
     The short last batch is dropped, so that every batch has one static shape; each epoch drops other rows.
 
     Raises:
-        ValueError: at the call, if the batch size is not an integer between 1 and n.
+        ValueError: if the batch size is not an integer between 1 and n.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= n:
         raise ValueError(f"batch_size must be an integer between 1 and the number of observations, {n}, not {batch_size!r}")
     order = torch.randperm(n, generator=seeded_generator(seed, epoch)).to(device)
-    return iter(order[: n - n % batch_size].split(int(batch_size)))
+    return order[: n - n % batch_size].reshape(-1, int(batch_size))
 
 
 def stream_batches(

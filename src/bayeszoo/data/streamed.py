@@ -202,7 +202,7 @@ class StreamedData:
 
     def batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
         """Yields row numbers, shape `(batch_size,)`, as `Data.batches` does."""
-        return batch_indices(len(self), batch_size, seed, epoch, self.to_device)
+        return iter(batch_indices(len(self), batch_size, seed, epoch, self.to_device))
 
     def split(self, fraction: float, seed: int) -> tuple[StreamedData, StreamedData]:
         """Returns a random part of `round(fraction * N)` rows and the others, both streamed."""
