@@ -30,6 +30,8 @@ from ..results import table
 LATENTS, HIDDEN = 50, (200, 200)
 #: Number of weights that the bound averages over -> published test log likelihood in nats (table 1).
 PUBLISHED = {1: -86.76, 5: -85.54, 50: -84.78}
+#: What a fit here is to reach, in nats.
+WANTED = {1: -86.8, 50: -84.8}
 
 
 @dataclass(frozen=True)
@@ -62,23 +64,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", help="of the IDX files (default: $BAYESZOO_DATA/mnist)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--eager", action="store_true", help="do not compile")
 
 
 def measure(k: int, train: bz.data.Data, test: bz.data.Data, asked: argparse.Namespace) -> dict[str, Any]:
     """Fits one autoencoder and scores the test pictures; nats."""
     form = FORMS[asked.form]
+    assert isinstance(train.observed, torch.Tensor)
     torch.manual_seed(asked.seed)
-    model = bz.models.VAE((1, 28, 28), LATENTS, "bernoulli", HIDDEN)
+    model = bz.models.VAE(tuple(train.observed.shape[1:]), LATENTS, "bernoulli", HIDDEN)
     options: dict[str, Any] = {} if k == 1 else {"loss": "importance_weighted", "num_particles": k}
     fit = bz.fit(
         model, train, "amortized", epochs=asked.epochs or form.epochs, batch_size=form.batch, schedule=form.schedule, seed=asked.seed,
-        optimizer=functools.partial(torch.optim.Adam, lr=1e-3, eps=1e-4), device=asked.device, compile=True, progress=False, **options,
+        optimizer=functools.partial(torch.optim.Adam, lr=1e-3, eps=1e-4), device=asked.device, compile=not asked.eager, progress=False, **options,
     )  # fmt: skip
     began = time.perf_counter()
     found = fit.log_marginal(test, k=asked.draws, k_hat=False)
     return {
         "k": k, "form": asked.form, "epochs": asked.epochs or form.epochs, "log_p": found.mean, "error": found.error,
-        "spread": found.spread, "elbo": float(found.elbo.mean()), "pictures": len(test), "draws": asked.draws, "seconds": fit.seconds,
+        "spread": found.spread, "ess": float(found.ess.median()), "elbo": float(found.elbo.mean()), "pictures": len(test), "draws": asked.draws, "seconds": fit.seconds,
         "step": fit.timings["steps"] / len(fit.losses), "test_seconds": time.perf_counter() - began, "engine": fit.engine,
         "device": str(fit.device),
     }  # fmt: skip
@@ -94,7 +98,7 @@ def main(asked: argparse.Namespace, out: Path) -> None:
     found: dict[str, Any] = json.loads(path.read_text())["runs"] if path.exists() else {}
     for k in (int(k) for k in asked.k.split(",")):
         run = measure(k, train, test, asked)
-        found[f"{asked.form} {k} {run['epochs']}"] = run
+        found[f"{asked.form} {k} {run['epochs']}{f' seed {asked.seed}' if asked.seed else ''}"] = run
         print(
             f"k = {k}: log p(x) {run['log_p']:.2f}, ELBO {run['elbo']:.2f}, {run['seconds']:.0f} s", file=sys.stderr, flush=True
         )
@@ -105,19 +109,33 @@ def main(asked: argparse.Namespace, out: Path) -> None:
 
 def render(found: Mapping[str, Any]) -> str:
     """Every run beside the paper's figure."""
-    head = ["weights in the bound", "form", "passes", "log p(x)", "paper", "ELBO", "pictures", "draws", "training", "a step"]
+    head = [
+        "weights in the bound", "batches of", "passes", "log p(x)", "paper", "wanted", "ELBO", "pictures", "draws", "effective", "training",
+        "scoring", "a step",
+    ]  # fmt: skip
     rows = [
         [
-            str(r["k"]), r["form"], str(r["epochs"]), f"{r['log_p']:.2f} ± {r['error']:.2g}", f"{PUBLISHED.get(r['k'], math.nan):.2f}",
-            f"{r['elbo']:.2f}", f"{r['pictures']:,}", f"{r['draws']:,}", f"{r['seconds']:.0f} s", f"{1e3 * r['step']:.2f} ms",
+            str(r["k"]), str(FORMS[r["form"]].batch), f"{r['epochs']:,}", f"{r['log_p']:.2f} ± {r['error']:.2g}",
+            f"{PUBLISHED.get(r['k'], math.nan):.2f}", reached(r), f"{r['elbo']:.2f}", f"{r['pictures']:,}", f"{r['draws']:,}",
+            f"{r['ess']:.0f}" if "ess" in r else "", f"{r['seconds']:.0f} s", f"{r['test_seconds']:.0f} s", f"{1e3 * r['step']:.2f} ms",
         ]
         for r in found.values()
     ]  # fmt: skip
     text = (
         "Nats a picture, of test pictures binarised once; the error is that of importance sampling, other pictures would move the mean by "
-        f"{max((r['spread'] for r in found.values()), default=0):.2g}. The paper's figures are after 3,280 passes."
+        f"{max((r['spread'] for r in found.values()), default=0):.2g}. The paper's figures are after 3,280 passes in batches of 20. Effective "
+        "draws are the median over pictures, where they were noted."
     )
     return "\n\n".join([text, table(head, rows), "![log p(x)](vae_mnist.png)"])
+
+
+def reached(run: Mapping[str, Any]) -> str:
+    """Whether a fit is as good as wanted."""
+    wanted = WANTED.get(run["k"])
+    if wanted is None:
+        return ""
+    short = wanted - run["log_p"]
+    return f"{wanted:.1f}: reached" if short <= 0 else f"{wanted:.1f}: {short:.2f} short"
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:

@@ -238,6 +238,30 @@ def test_rates_of_the_autoencoders_are_the_papers() -> None:
     assert factors == pytest.approx([10 ** (-i / 7) for i in range(8) for _ in range(2)])
 
 
+def test_autoencoders_are_measured_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = bz.data.load("digits")
+    digits = dataclasses.replace(whole, inputs={"x": whole.inputs["x"].reshape(-1, 1, 8, 8)}, feature_names=())
+    parts = dict(zip(("train", "test"), digits.split(2 / 3, seed=0), strict=True))
+    monkeypatch.setattr(vae_mnist.bz.data, "load", lambda name, split, folder: parts[split])
+    monkeypatch.setattr(vae_mnist, "LATENTS", 5)
+    monkeypatch.setattr(vae_mnist, "HIDDEN", (20,))
+    given = ["vae_mnist", "--eager", "--epochs", "3", "--pictures", "40", "--draws", "50", "--out", str(tmp_path)]
+    command.main([*given, "--k", "1,5"])
+    command.main([*given, "--seed", "1"])
+    runs = json.loads((tmp_path / "vae_mnist.json").read_text())["runs"]
+    assert list(runs) == ["short 1 3", "short 5 3", "short 1 3 seed 1"]
+    # 64 pixels of one bit each: nobody who has learned anything is below that, and 50 draws tighten the bound.
+    assert all(-64 * math.log(2) < run["elbo"] < run["log_p"] < 0 for run in runs.values())
+    assert all(1 < run["ess"] <= 50 for run in runs.values())
+    assert (tmp_path / "vae_mnist.png").stat().st_size > 1000
+
+
+def test_a_report_of_autoencoders_says_what_is_reached() -> None:
+    assert vae_mnist.reached({"k": 1, "log_p": -86.79}) == "-86.8: reached"
+    assert vae_mnist.reached({"k": 50, "log_p": -84.9}) == "-84.8: 0.10 short"
+    assert vae_mnist.reached({"k": 5, "log_p": -80.0}) == ""
+
+
 def test_early_exit_is_measured_and_told(tmp_path: Path) -> None:
     asked = command.arguments(["early_exit", "--steps", "20", "--seeds", "0", "--out", str(tmp_path)])
     early_exit.main(asked, tmp_path)
