@@ -93,26 +93,35 @@ def sentences(points: Points) -> list[str]:
 
 
 def gains(points: Points) -> list[str]:
-    """How much the best Bayesian fit gains over the best point at the fewest and the most labels."""
-    whole = [n for n, cells in points.items() if any(f in cells for f in BAYES) and any(f in cells for f in POINTS)]
+    """How much the Bayesian fit with the best mean gains over such a point, on the same seeds, at the fewest and the most labels."""
+    whole = [n for n, cells in points.items() if any(f in cells for f in BAYES) and rival(cells, "nll") is not None]
     if len(whole) < 2:
         return []
-    means = summary(points)
     lines = []
     for key, title in SCORES:
-        pick = max if key == "accuracy" else min
-
-        def gap(n: str, key: str = key, pick: Any = pick) -> float:
-            ours, theirs = (pick(means[n][f][key][0] for f in group if f in means[n]) for group in (BAYES, POINTS))
-            return float(ours - theirs if key == "accuracy" else theirs - ours)
-
-        few, many = gap(whole[0]), gap(whole[-1])
-        trend = "as the claim has it: larger with few labels" if few > many else "against the claim: not larger with few labels"
+        (few, few_error), (many, many_error) = (_gain(points[n], key) for n in (whole[0], whole[-1]))
+        clear = 2 * math.hypot(few_error, many_error)
+        trend = (
+            "larger with few labels, as the claim has it" if few - many > clear
+            else "smaller with few labels, against the claim" if many - few > clear
+            else "within two standard errors of each other"
+        )  # fmt: skip
         lines.append(
-            f"- Gain in {title} of the best Bayesian fit over the best point: {few:+.3f} with {int(whole[0]):,} labels, "
-            f"{many:+.3f} with {int(whole[-1]):,}, {trend}."
+            f"- Gain in {title} of the best Bayesian fit over the best point, each the best of its kind by the mean on the test set: "
+            f"{few:+.3f} ± {few_error:.3f} with {int(whole[0]):,} labels, {many:+.3f} ± {many_error:.3f} with {int(whole[-1]):,}; {trend}."
         )
     return lines
+
+
+def _gain(cells: Mapping[str, Any], key: str) -> tuple[float, float]:
+    """Mean over the seeds and its standard error."""
+    pick = max if key == "accuracy" else min
+    found = {f: [s[key] for s in cells[f]["scores"]] for f in BAYES if f in cells}
+    ours = found[pick(found, key=lambda f: statistics.fmean(found[f]))]
+    point = rival(cells, key)
+    assert point is not None
+    sign = 1 if key == "accuracy" else -1
+    return _mean_and_error([sign * (a - s[key]) for a, s in zip(ours, cells[point]["scores"], strict=True)])
 
 
 def render(points: Points, layers: str, parameters: int) -> str:
