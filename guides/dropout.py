@@ -142,8 +142,8 @@ class ConcreteDropout(McDropout):
 
 
 def _first_weights(model: Any, weights: Sequence[str]) -> str:
-    """The site that would hold the weights of the network's first layer; without a network the first of the sites."""
-    net = getattr(model, "net", None)
+    """The site that would hold the weights of the network's first layer; of a model that is none of the zoo's, the first site."""
+    net = model.net if hasattr(model, "bayesian_layers") else None
     layers = net.named_modules() if isinstance(net, nn.Module) else ()
     first = next((name for name, layer in layers if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
     return weights[0] if first is None else f"{first}.weight".removeprefix(".")

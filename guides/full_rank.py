@@ -87,8 +87,18 @@ class Laplace(FullRank):
     def __init__(self, model: Callable[..., Any], data: BoundData) -> None:
         super().__init__(model, data)
         refuse_poles(self)
+        trained = [n for n, p in model.named_parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
+        if trained:
+            raise ValueError(self.why_not(trained[0]))
         self.offset.requires_grad_(False)
         self.tril.requires_grad_(False)
+
+    def why_not(self, parameter: str) -> str:
+        """Why it does not fit a model that trains a parameter beside its latents."""
+        return (
+            f"guide '{self.family}' is made at the mode of the latents and not trained, and the model trains '{parameter}' beside them, which "
+            "would move the mode: make it latent, or keep it as it is (freeze=True of a BayesianNN), or use 'mean_field' or 'full_rank'"
+        )
 
     def disperse(self, generator_scale: float = 2.0) -> None:
         """Nothing to move."""

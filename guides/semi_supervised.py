@@ -66,7 +66,7 @@ class SemiSupervised(PyroModule):
         self.register_buffer("center", x.mean(0))
         self.register_buffer("scale", (x - x.mean(0)).square().mean().sqrt().clamp_min(1e-6))
         with torch.no_grad():
-            width, features = (int(body(x[:1]).shape[-1]) for body in (self.body, self.class_body))
+            width, features = (int(body(x[:2]).shape[-1]) for body in (self.body, self.class_body))
         self.classifier = nn.Linear(features, self.classes)
         self.style = nn.Linear(width + self.classes, 2 * latents)
         with torch.no_grad():  # begins near a standard normal and a fair classifier

@@ -326,13 +326,13 @@ class Fit:
             raise ValueError(f"units must be 'model' or 'original', got {units!r}")
         where = self.data
         if data is not None:
-            if not getattr(self.guide, "amortized", True):
+            if data is not self.data and not getattr(self.guide, "amortized", True):
                 raise ValueError(
                     f"guide '{self.guide.family}' knows the observations of the training data alone; leave out the data, or fit with "
                     "guide='amortized'"
                 )
             where = data.to(self.device, self.dtype)
-            check_new(self.model, where)
+            check_new(self.model, where, fallback=False)
         draws = self.run.draws(where, n, self._seed(seed, 11), score=False)
         order = [name for name in self.program.latents if name in draws.values]
         values = {name: draws.values[name].detach().cpu() for name in order}
@@ -483,7 +483,7 @@ class Fit:
             kwargs: dict[str, Any] = {first: data.to(self.device, self.dtype if data.is_floating_point() else None)}
         else:
             data = data.to(self.device, self.dtype)
-            check_new(self.model, data)
+            check_new(self.model, data, fallback=False)
             kwargs = data.bind(self.model)
         with self.run.owned.active(0), torch.no_grad():
             found: Tensor = probs(site or sites[0], **kwargs)

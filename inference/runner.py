@@ -156,7 +156,7 @@ def _best(runs: Sequence[Run]) -> int:
     """The run with the lowest loss of the kind that was trained; a loss that is NaN comes last."""
 
     def loss(run: Run) -> float:
-        recent = run.history.losses[-100:]
+        recent = run.history.losses[-max(1, len(run.history.losses) // 10) :]
         weighted = run.objective.estimator == "importance_weighted" and recent
         return sum(recent) / len(recent) if weighted else run.loss
 
@@ -212,7 +212,7 @@ def _check_numbers(
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm is the greatest global norm of the gradient and must be positive, got {clip_norm!r}")
-    number = isinstance(kl_weight, (int, float)) and not isinstance(kl_weight, bool)
+    number = hasattr(kl_weight, "__float__") and not isinstance(kl_weight, bool)
     if kl_weight is not None and not number and not callable(kl_weight):
         raise ValueError(
             f"kl_weight is a number or a function (step, steps) -> weight, such as min(1, step / 1000), got {kl_weight!r}"

@@ -106,11 +106,13 @@ class Pixels(nn.Module):
 
 def _remedy_top(high: float) -> str:
     """The white that pixels up to `high` are measured by."""
-    return f"{next((top for top in _TOPS if high <= top), high):g}"
+    return f"{next((top for top in _TOPS if top / 2 < high <= top), 255 if 16 < high <= 255 else high):g}"
 
 
 def _remedy(low: float, high: float) -> str:
     """What brings pixels of such a range between 0 and 1."""
+    if low >= -0.1 and high <= 1.1:
+        return "they all but fit: take x.clamp(0, 1)"
     if low >= 0:  # bytes need not reach 255
         return f"divide them by {_remedy_top(high)}"
     if low >= -1 and high <= 1:

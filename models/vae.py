@@ -113,6 +113,10 @@ class VAE(PyroModule):
             )
         check_pictures(data.bind(self)["x"], self.shape, self.pixels)
 
+    def check_new(self, data: BoundData) -> None:
+        """Raise ValueError where pictures that the model is asked about have another shape, or pixels that cannot be drawn."""
+        self.check(data)
+
     def _out(self, z: Tensor) -> Tensor:
         return pixel_numbers(self.generator, z, self.shape, self.pixels)
 

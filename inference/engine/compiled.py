@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from . import adam
 from .capture import Graph, Uncapturable, capture, explain, run_on
 from .inductor import Compiled, compile_graph, compiler_lock, lacking_compiler, prepared
 from .invariants import hoist
@@ -97,6 +98,8 @@ class Compiler:
         reason = lacking_compiler(loop.leaves[0].device)
         if reason:
             raise Uncapturable(reason)
+        if adam.has_hooks(loop.optimizer):
+            raise Uncapturable("the optimiser has hooks, or a step of its own, whose Python a graph would not run")
         try:
             step = Step(loop, self.modules, self.streamed)
             with prepared(loop.leaves[0].device), kept_generators():
@@ -251,7 +254,8 @@ class Step:
         for trial in (1, 2):
             with self.undone():
                 self.disturb(trial)
-                copies = {id(t): t.detach().clone() for t in [*self.state, *self.row.tensors().values()]}
+                disturbed = [(t, t.detach().clone()) for t in [*self.state, *self.row.tensors().values()]]
+                copies = {id(t): value.clone() for t, value in disturbed}
                 before = [t.detach().clone() for t in self.loop.leaves]
                 state = torch.get_rng_state()
                 expected = run_on(graph, copies)
@@ -262,7 +266,8 @@ class Step:
                 what = _difference(expected, actual, 1e-9, 1e-4) or self._updates_differ(before, copies)
                 if trial == 1 and not what:
                     with torch.no_grad():
-                        torch._foreach_copy_(self.loop.leaves, before)
+                        for tensor, value in disturbed:
+                            tensor.copy_(value)
                     self._check_eager(expected[0], state)
             if what:
                 raise Uncapturable(
@@ -365,6 +370,13 @@ def _difference(expected: Sequence[Tensor], actual: Sequence[Tensor], double: fl
 def _change(before: Tensor, after: Tensor) -> Tensor:
     """after - before, of whole numbers and truth values, too."""
     return after - before if before.is_floating_point() else after.double() - before.double()
+
+
+def _is_clear(value: Tensor, change: Tensor) -> Tensor:
+    """1 where a tensor's change has at least three digits of its own."""
+    if not value.is_floating_point():
+        return torch.ones_like(change)
+    return (change.abs() > 1e3 * torch.finfo(value.dtype).eps * value.detach().abs()).to(change.dtype)
 
 
 class Engine:
@@ -484,7 +496,7 @@ class Engine:
             return _difference(first, second, double, single)
 
         wanted, (_, *grads) = results(lambda copies: run_on(graph, copies), on_copies=True)
-        clear = self._clear_state(step.clear(grads))
+        clear = self._clear_state(step.clear(grads), wanted[1:])
         compiled, _ = results(lambda _: self.compiled.call(*self._call(0)))
         if differ(wanted, compiled, 1e-3, 1e-2):
             raise Uncapturable("the compiled step gives other numbers than the eager one")
@@ -494,8 +506,9 @@ class Engine:
             if not differ(called, replayed, 1e-6, 1e-3):
                 self.replay = replay
 
-    def _clear_state(self, clear: Sequence[Tensor]) -> list[Tensor]:
-        """What of all that a step updates can be compared: of a parameter, its moments and its sum where its gradient is clear."""
+    def _clear_state(self, clear: Sequence[Tensor], changes: Sequence[Tensor]) -> list[Tensor]:
+        """What of all that a step updates can be compared: of a parameter, its moments and its sum where its gradient is clear, of other
+        tensors where their change is more than rounding."""
         loop = self.loop
         known = {id(p): c for p, c in zip(loop.leaves, clear, strict=True)}
         for p, c in zip(loop.leaves, clear, strict=True):
@@ -504,7 +517,7 @@ class Engine:
             }
         if loop.tail is not None:
             known |= {id(t): c for t, c in zip(loop.tail.sums, clear, strict=True)}
-        return [known.get(id(t), torch.ones_like(_change(t, t))) for t in self.step.state]
+        return [known[id(t)] if id(t) in known else _is_clear(t, c) for t, c in zip(self.step.state, changes, strict=True)]
 
     @contextlib.contextmanager
     def _second_row(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import time
@@ -125,13 +126,10 @@ class Restart:
             return None
         # A network's mode is of interest only as an answer: it overfits, and a posterior is better begun small.
         named = {n for n, p in self.owned.parameters().items() if p.requires_grad}
-        points = [n for n in named if not n.startswith("guide.")]
-        if points and getattr(getattr(self.owned.guide, "continuous", self.owned.guide), "made_at_mode", False):
-            raise ValueError(
-                f"guide '{self.settings.guide or 'given'}' is made at the mode of the latents and not trained, and the model trains "
-                f"'{points[0].partition('.')[2]}' beside them, which would move the mode: make it latent, or freeze it (freeze=True), or "
-                "use 'mean_field' or 'full_rank'"
-            )
+        points = sorted(n for n in named if not n.startswith("guide."))
+        made = getattr(self.owned.guide, "continuous", self.owned.guide)
+        if points and getattr(made, "made_at_mode", False):
+            raise ValueError(made.why_not(points[0].partition(".")[2]))
         space = getattr(self.owned.guide, "space", None)
         curved = getattr(self.owned.guide, "starts_at_mode", False) and space is not None and space.size <= DENSE_LIMIT
         mode = not self.streamed and (not named or curved or self._climb_is_all())
@@ -255,9 +253,10 @@ class Restart:
         choice: LayerNoise = "local" if wanted == "auto" else wanted
         objective.layer_noise, objective.at_the_mean = choice, choice == "local" and without_draws
         few = self.settings.batch_size is not None
-        batch = self.data.batch(torch.arange(2), self.owned.model) if few else self.full
+        rows = min(7, len(self.data)) if few else len(self.data)
+        batch = self.data.batch(torch.arange(rows), self.owned.model) if few else self.full
         try:
-            met = objective.probe_layers(batch, 2 if few else len(self.data))
+            met = objective.probe_layers(batch, rows)
         except ValueError:
             if wanted == "auto":
                 return "shared"
@@ -420,14 +419,14 @@ class Restart:
                 "or fit with guide='amortized'"
             )
         held_out = self.wishes.validation.to(self.owned.device, self.data.dtype)
-        check_new(self.owned.model, held_out)
+        check_new(self.owned.model, held_out, fallback=False)
         kwargs = held_out.bind(self.owned.model)
         own = hasattr(guide, "amortized") and all(site.local for site in latents.values())
 
         def callback(progress: Any) -> None:
             if progress.step % VALIDATION_EVERY and progress.step != 1:
                 return
-            with torch.no_grad(), kept_generators():
+            with torch.no_grad(), kept_generators(), evaluated(self.owned.model, guide):
                 values = []
                 for _ in range(16):
                     trace = poutine.trace(guide).get_trace(**kwargs) if own else objective.guide_trace(self.some)
@@ -440,6 +439,20 @@ class Restart:
             history.validation.append((progress.step, -sum(values) / len(values) / len(held_out)))
 
         return callback
+
+
+@contextlib.contextmanager
+def evaluated(*parts: Any) -> Iterator[None]:
+    """Inside, modules are as in evaluation: dropout does nothing, and batch norm does not learn from held-out rows."""
+    modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
+    before = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, before, strict=True):
+            module.training = training
 
 
 def _optimizer(

@@ -86,8 +86,8 @@ class Layers(TorchFunctionMode):
     Attributes:
         used: names of the sites that entered a layer as its weights or bias.
         places: whether a layer used its weights at several places of one example.
-        again: whether some weights entered layers more than once, or a layer whose inputs are not one row an example: noise of
-            its own for each row is then another noise.
+        again: whether some weights entered layers more than once, or something else, or a layer whose inputs are not one row an
+            example: noise of its own for each row is then another noise. Told where `rows` is.
     """
 
     def __init__(self, trace: poutine.Trace, *, at_the_mean: bool, rows: int | None = None) -> None:
@@ -111,18 +111,21 @@ class Layers(TorchFunctionMode):
                 self.again |= bool(self.used & names) or (self.rows is not None and x.shape[0] != self.rows)
                 self.used |= names
                 return self.layer(lambda a, w, b: func(a, w, b, *rest[0], **rest[1]), x, weight, bias, 1 if convolution else -1)
-        elif self.at_the_mean:
-            self._refuse_other_uses(func, args, kwargs)
+        elif self.at_the_mean or self.rows is not None:
+            self._note_other_uses(func, args, kwargs)
         return func(*args, **kwargs)
 
     def layer(self, call: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, channels: int) -> Tensor:
         """The output of one layer; `channels` is the dimension that its weights mix."""
         raise NotImplementedError
 
-    def _refuse_other_uses(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+    def _note_other_uses(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
             for tensor in value if isinstance(value, (list, tuple)) else (value,):
-                if id(tensor) in self.names and not _asks(func):
+                if id(tensor) not in self.names or _asks(func):
+                    continue
+                self.again = True
+                if self.at_the_mean:
                     raise ValueError(
                         "estimator='local' is for weights that enter linear layers and convolutions only, and site "
                         f"'{self.names[id(tensor)]}' enters {getattr(func, '__name__', func)}; use estimator='shared'"

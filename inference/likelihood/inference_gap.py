@@ -91,7 +91,9 @@ def inference_gap(fit: Any, data: Any = None, *, steps: int = 300, k: int = 1000
         for start in range(0, len(data), many)
     ]
     values, spread, ess, best, tails, first, errors = (torch.cat(found) for found in zip(*parts, strict=True))
-    whole = LogMarginal(values, spread, ess, best, tails, k, observed_of_one(fit.program), is_density(fit.program))
+    whole = LogMarginal(
+        values, spread, ess, best, tails, k, observed_of_one(fit.program, data.bind(fit.model)), is_density(fit.program)
+    )
     return InferenceGap(whole, first, best, errors)
 
 

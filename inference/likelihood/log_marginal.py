@@ -10,7 +10,7 @@ instead, the naive estimate that the lecture warns of ("Monte Carlo doesn't help
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,7 +86,7 @@ class LogMarginal:
 
     def __str__(self) -> str:
         doubt = "; k-hat was not looked at"
-        if bool(self.k_hat.isfinite().any()):
+        if not bool(self.k_hat.isnan().all()):
             limit = threshold(self.k)
             bad = int((self.k_hat > limit).sum())
             doubt = f"; k-hat above {limit:.2g} for {bad} of {len(self)}" if bad else ""
@@ -118,7 +118,7 @@ def log_marginal(
             log_w = torch.cat([each_of(weigher, min(chunk, k - i), fit.device) for i in range(0, k, chunk)]).double()
             found.append(summary(log_w, k_hat=k_hat))
     values, errors, ess, elbo, tails = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return LogMarginal(values, errors, ess, elbo, tails, k, observed_of_one(program), is_density(program))
+    return LogMarginal(values, errors, ess, elbo, tails, k, observed_of_one(program, data.bind(fit.model)), is_density(program))
 
 
 def local_data(fit: Any, data: Any, *, needs_guide: bool = True) -> Any:
@@ -152,9 +152,20 @@ def local_data(fit: Any, data: Any, *, needs_guide: bool = True) -> Any:
     return data
 
 
-def observed_of_one(program: Any) -> int:
-    """Observed numbers of one observation."""
-    return sum(site.shape[1:].numel() if site.local else site.shape.numel() for site in program.observed.values())
+def observed_of_one(program: Any, given: Mapping[str, Any]) -> int:
+    """Observed numbers of one observation, without those that nobody has observed: labels that are all below zero, or not given.
+
+    Args:
+        given: the model's keyword arguments.
+    """
+
+    def unknown(name: str) -> bool:
+        value = given.get(name)
+        labels = isinstance(value, Tensor) and not value.is_floating_point() and value.numel() > 0 and int(value.max()) < 0
+        return labels or (value is None and len(program.observed) > 1 and any(other in given for other in program.observed))
+
+    sizes = {n: site.shape[1:].numel() if site.local else site.shape.numel() for n, site in program.observed.items()}
+    return sum(size for name, size in sizes.items() if not unknown(name))
 
 
 def is_density(program: Any) -> bool:

@@ -175,9 +175,13 @@ def is_point_estimate(site: Any) -> bool:
     return isinstance(fn, pyro.distributions.Delta) and not bool(torch.as_tensor(fn.log_density != 0).any())
 
 
-def check_new(model: Any, data: Any) -> None:
-    """Lets a model refuse data that it is asked about; what it can learn from may be less."""
-    check = getattr(model, "check_new", getattr(model, "check", None))
+def check_new(model: Any, data: Any, *, fallback: bool = True) -> None:
+    """Lets a model refuse data that it is asked about; what it can learn from may be less.
+
+    Args:
+        fallback: whether a model that says nothing of new data is asked as if it had to learn from them.
+    """
+    check = getattr(model, "check_new", getattr(model, "check", None) if fallback else None)
     if callable(check):
         check(data)
 

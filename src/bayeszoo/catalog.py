@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from . import data as bzdata
 from . import models
@@ -73,6 +75,10 @@ def _autoencoder(data: Any) -> models.VAE:
 
 def _classified(data: Any) -> models.SemiSupervisedVAE:
     """Ten numbers of style; pixels by what they are."""
+    if not isinstance(data.observed, Mapping) or "c" not in data.truth:
+        raise ValueError(
+            "semi_supervised_vae explains pictures and their classes, and these data have no inputs with classes; use vae"
+        )
     x, word, levels = data.observed["x"], *_pixels(data.observed["x"])
     classes = int(data.truth["c"].max()) + 1
     return models.SemiSupervisedVAE(tuple(x.shape[1:]), classes, 10, word, (128, 64), levels=levels)
@@ -93,7 +99,8 @@ def _few_labels(loaded: Any) -> Any:
     labels = loaded.observed
     if labels.is_floating_point():
         raise ValueError("semi_supervised_vae explains pictures and their classes, and the target holds numbers; use vae")
-    return loaded.partly_labelled(stratified_order(labels, seed=0)[: 10 * len(labels.unique())])
+    order = stratified_order(labels, seed=0)
+    return loaded.partly_labelled(torch.cat([order[labels[order] == k][:10] for k in labels.unique()]))
 
 
 _ENTRIES = (

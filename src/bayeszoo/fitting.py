@@ -81,7 +81,7 @@ def fit(
         device: `auto` takes the GPU where there is one.
         dtype: precision of the fit; None takes the data's own (tables are float64, images float32).
         validation: held-out `Data`; `fit.validation_losses` then has -E_q log p(y | z) an observation in nats, and where every latent
-            belongs to a single observation (an autoencoder) the negative ELBO of a new one.
+            belongs to a single observation and the guide's family amortises (an autoencoder) the negative ELBO of a new one.
         callbacks: called with a `Progress` (step, loss, the guide, the parameters by name) after every step; one that returns True
             stops the fit.
         progress: whether to draw a progress bar where there is a terminal or notebook.

@@ -6,8 +6,11 @@ import itertools
 import math
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
 
 import bayeszoo as bz
@@ -128,3 +131,22 @@ def test_the_first_layer_is_the_networks_not_the_first_bayesian_one(net: nn.Modu
     assert whole.guide.rates == {"fc1.weight": 0.0, "fc2.weight": RATE}
     assert last.guide.rates == {"fc2.weight": RATE}
     assert float(last.predict(data.inputs["x"], n=50).epistemic.max()) > 0
+
+
+def test_the_first_layer_of_a_network_of_plain_pyro(data: bz.data.Data) -> None:
+    net = PyroModule[nn.Sequential](PyroModule[nn.Linear](2, 3), nn.Tanh(), PyroModule[nn.Linear](3, 2))
+    for layer in (net[0], net[2]):
+        prior = dist.Normal(torch.zeros(layer.weight.shape, dtype=torch.float64), 1.0).to_event(2)
+        layer.weight = PyroSample(prior)
+
+    class Model(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            logits = self.net(x)
+            with pyro.plate("data", len(x)):
+                return pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    assert fit(Model(), data, "mc_dropout", rate=RATE).guide.rates == {"net.0.weight": 0.0, "net.2.weight": RATE}

@@ -161,6 +161,7 @@ def test_without_labels_the_class_is_integrated_out() -> None:
     assert float(((found.values - joint.logsumexp(0)) / errors).abs().max()) < 4
     unknown = fit.log_marginal(bz.data.Data({}, {"x": x, "y": torch.full((len(x),), -1)}), k=4000)
     assert torch.equal(unknown.values, found.values)
+    assert (found.dims, unknown.dims, told[0].dims) == (6, 6, 7)
     assert fit.log_marginal(pictures(labelled=0), k=30).values.isfinite().all()
 
 
@@ -180,8 +181,21 @@ def test_dropout_in_a_classifier_of_ones_own_is_for_training_alone() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Dropout(0.5))
     fit = fitted(pictures(), steps=20, guide_options={"network": network})
     x = pictures().observed["x"]
-    assert torch.equal(fit.latent_probs(x), fit.latent_probs(x))
+    with torch.no_grad():
+        assert torch.equal(fit.guide.probs(x=x), fit.guide.probs(x=x))
+    assert network.training
     assert fit.losses[0] != fitted(pictures(), steps=20, guide_options={"network": network[:1]}).losses[0]
+
+
+def test_validation_teaches_batch_norm_nothing() -> None:
+    data, held_out = pictures(), pictures(rows=120)
+    far = bz.data.Data({}, {"x": 1 - held_out.observed["x"], "y": held_out.observed["y"]})
+    network = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8))
+    options: dict[str, Any] = {"steps": 60, "guide_options": {"network": network}}
+    alone, watched = fitted(data, **options), fitted(data, validation=far, **options)
+    assert watched.validation_losses
+    assert torch.equal(alone.guide.class_body[1].running_mean, watched.guide.class_body[1].running_mean)
+    assert not watched.guide.class_body[1].training
 
 
 def test_known_labels_weigh_the_same_in_every_split_into_batches() -> None:

@@ -170,12 +170,24 @@ def twice() -> nn.Module:
     return nn.Sequential(layer, nn.Tanh(), layer)
 
 
-@pytest.mark.parametrize("net", [ByTranspose(), Pieces(), twice()])
+class Tied(nn.Module):
+    """One matrix there and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.there(x)) @ self.there.weight
+
+
+@pytest.mark.parametrize("net", [ByTranspose(), Pieces(), twice(), Tied()])
 @pytest.mark.parametrize("batch_size", [None, 20])
 def test_auto_leaves_alone_what_noise_in_the_layers_would_change(net: nn.Module, batch_size: int | None) -> None:
     _, data = moons()
-    assert used(BayesianNN(net), data, "mean_field", batch_size=batch_size) == "shared"
-    assert used(BayesianNN(networks.mlp(2, [8], 2)), data, "mean_field", batch_size=batch_size) == "local"
+    for prior in ("normal", "scale_mixture"):  # with the KL in closed form, and drawn
+        assert used(BayesianNN(net, prior=prior), data, "mean_field", batch_size=batch_size) == "shared"
+        assert used(BayesianNN(networks.mlp(2, [8], 2), prior=prior), data, "mean_field", batch_size=batch_size) == "local"
 
 
 def test_refusals() -> None:
