@@ -27,6 +27,7 @@ from .target.row_parts import RowParts, row_parts
 
 if TYPE_CHECKING:
     from .early_exit.early_exit import EarlyExit
+    from .likelihood.active_units import ActiveUnits
     from .likelihood.inference_gap import InferenceGap
     from .likelihood.log_marginal import LogMarginal
     from .prediction.averaging import AveragingCurve
@@ -504,6 +505,22 @@ class Fit:
         from .likelihood.inference_gap import inference_gap
 
         return inference_gap(self, data, steps=steps, k=k, seed=seed)
+
+    def active_units(self, data: Any = None, n: int = 100, *, site: str | None = None, seed: int | None = None) -> ActiveUnits:
+        """Which numbers of a code follow the observations, and the codes.
+
+        Args:
+            data: observations; None takes the training data.
+            n: draws of each code.
+            site: which latent, where the model has several.
+            seed: by default the fit's own.
+
+        Returns:
+            `.variances` (D,) of the posterior means, `.active`, `.count`, `.order`, and the means themselves, `.codes` (N, D).
+        """
+        from .likelihood.active_units import active_units
+
+        return active_units(self, data, n, site=site, seed=seed)
 
     def check_pictures(
         self,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import bayeszoo as bz
@@ -277,3 +278,15 @@ def test_an_autoencoder_of_the_catalogue(tmp_path: Path) -> None:
     again = bz.load(out)
     assert again.model.decode(again.sample(2)["z"][0][:3]).shape == (3, 64)
     assert again.model.pixels.levels == 17
+    pictures = {"losses", "codes", "samples", "reconstructions", "traversals", "plane"}
+    assert {path.stem for path in out.glob("*.png")} == pictures
+
+
+def test_a_semi_supervised_autoencoder_of_the_catalogue(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    given = ["fit", "semi_supervised_vae", "--steps", "20", "--compile", "no", "--quiet", "--out", str(out)]
+    result = runner.invoke(app, given)
+    assert result.exit_code == 0, result.output
+    again = bz.load(out)
+    assert torch.bincount(again.data.observed["y"] + 1)[1:].tolist() == [10] * 10
+    assert again.latent_probs(again.data.observed["x"][:3]).shape == (3, 10)

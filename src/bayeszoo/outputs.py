@@ -9,6 +9,7 @@ from typing import Any
 from .catalog import entry_of
 from .inference import Fit
 from .inference.checkpoint import check_folder, save, versions
+from .models import VAE
 
 #: Latents with more values than this are left out of the JSON object; the netCDF file has them.
 MOST_VALUES = 10_000
@@ -84,7 +85,7 @@ def check(folder: Path, *, overwrite: bool = False) -> None:
 
 
 def figures(fit: Fit, folder: Path) -> list[Path]:
-    """Saves the figures that suit a fit: losses, marginals, people, residuals."""
+    """Saves the figures that suit a fit: losses, marginals, people, residuals, an autoencoder's pictures and codes."""
     from . import plots
 
     drawn: dict[str, Any] = {"losses": plots.plot_losses(fit)}
@@ -96,7 +97,28 @@ def figures(fit: Fit, folder: Path) -> list[Path]:
         drawn["people"] = plots.plot_people(fit, site=site)
     if "x" in fit.data.inputs and next(iter(fit.program.observed.values())).support.__class__.__name__ == "_Real":
         drawn["residuals"] = plots.plot_residual_check(fit)
+    if isinstance(fit.model, VAE):
+        drawn |= _autoencoder(fit)
     return plots.save(drawn, folder)
+
+
+def _autoencoder(fit: Fit) -> dict[str, Any]:
+    """Pictures, where the pixels lie in rows and columns, and codes."""
+    from . import plots
+
+    drawn: dict[str, Any] = {}
+    if fit.model.latents >= 2:
+        drawn["codes"] = plots.plot_codes(fit)
+    if len(fit.model.shape) == 1 and math.isqrt(fit.model.shape[0]) ** 2 != fit.model.shape[0]:
+        return drawn
+    drawn |= {
+        "samples": plots.plot_samples(fit),
+        "reconstructions": plots.plot_reconstructions(fit),
+        "traversals": plots.plot_traversals(fit),
+    }
+    if fit.model.latents == 2:
+        drawn["plane"] = plots.plot_plane(fit)
+    return drawn
 
 
 def _marginals(fit: Fit, sites: dict[str, Any]) -> Any:

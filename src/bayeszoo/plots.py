@@ -1,7 +1,7 @@
 """Figures of fits and of the lecture, with matplotlib.
 
 Each draws into `ax`, or into a new figure, and returns the axes. Figures of class probabilities live in
-`classification_plots`.
+`classification_plots`, those of autoencoders in `picture_plots`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ from .figure import BLUE, GREEN, GREY, INK, ORANGE, PINK, RED, SKY, add_legend, 
 from .inference import Fit
 from .inference.target.program import quiet
 from .models import CoinFlip
+from .picture_plots import plot_codes as plot_codes
+from .picture_plots import plot_pictures as plot_pictures
+from .picture_plots import plot_plane as plot_plane
+from .picture_plots import plot_reconstructions as plot_reconstructions
+from .picture_plots import plot_samples as plot_samples
+from .picture_plots import plot_traversals as plot_traversals
 
 type Array = NDArray[np.float64]
 

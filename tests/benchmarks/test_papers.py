@@ -363,7 +363,7 @@ def test_a_report_of_few_labels_says_whether_the_paper_is_met() -> None:
     }  # fmt: skip
     # sd of 11.00 and 12.00 is 0.71, their mean 11.50; the paper's is 11.97
     text = m2_mnist.render({"conv 0": run, "conv 1": run | {"seed": 1, "error": 12.0}})
-    assert "| conv | 2 | 15.00 ± 0.00 % | 11.50 ± 0.71 % | met |" in text
+    assert "| conv | 2 | 15.00 ± 0.00 % | 11.50 ± 0.71 % | met, 0.9 standard errors off |" in text
     assert "| conv | 1 | 15.00 % | 13.00 % | missed |" in m2_mnist.render({"conv 0": run | {"error": 13.0}})
 
 

@@ -1,0 +1,158 @@
+"""Figures of autoencoders: samples, reconstructions, the plane of codes, what each number of a code does.
+
+Each draws into `ax`, or into a new figure, and returns the axes; all are names of `bayeszoo.plots`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+from torch.nn import functional as F
+
+from .data import Data
+from .figure import GREY, open_axes
+from .inference import Fit
+from .inference.prediction.picture_statistics import plane
+
+
+def plot_pictures(
+    pictures: Tensor, *, columns: int = 10, size: tuple[int, int] | None = None, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """Pictures side by side, row by row, black on white.
+
+    Args:
+        pictures: `(N, H, W)`, `(N, 1, H, W)`, `(N, 3, H, W)` in colours, or `(N, D)` vectors.
+        columns: pictures in a row.
+        size: (H, W), for vectors that are no squares.
+    """
+    if pictures.dim() < 2 or not len(pictures):
+        raise ValueError(f"pictures must have the shape (N, ...) with at least one of them, got {tuple(pictures.shape)}")
+    channels, height, width = plane(tuple(pictures.shape[1:]), size)
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    found = pictures.detach().cpu().float().reshape(-1, channels, height, width).clamp(0, 1)
+    empty = 1.0 if channels == 3 else 0.0
+    found = F.pad(found, (0, 0, 0, 0, 0, 0, 0, rows * columns - len(found)), value=empty)
+    tiles = F.pad(found, (0, 1, 0, 1), value=0.75 if channels == 3 else 0.25).reshape(
+        rows, columns, channels, height + 1, width + 1
+    )
+    whole = tiles.permute(0, 3, 1, 4, 2).reshape(rows * (height + 1), columns * (width + 1), channels)
+    ax = open_axes(ax, size=(0.55 * columns + 0.4, 0.55 * rows + 0.4))
+    if channels == 3:
+        ax.imshow(whole.numpy())
+    else:
+        ax.imshow(whole.mean(-1).numpy(), cmap="Greys", vmin=0, vmax=1)
+    ax.set(title=title, xticks=[], yticks=[])
+    return ax
+
+
+def plot_samples(fit: Fit, n: int = 60, *, columns: int = 10, seed: int = 0, ax: Axes | None = None) -> Axes:
+    """Expected pictures of n codes that are drawn from the prior; drawn pixels are `fit.predict(num_data=n, n=1).draws[0]`."""
+    decode, width = _decoder(fit)
+    codes = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+    return plot_pictures(decode(codes), columns=columns, title="codes drawn from the prior, decoded", ax=ax)
+
+
+def plot_reconstructions(fit: Fit, data: Data | None = None, n: int = 20, *, columns: int = 10, ax: Axes | None = None) -> Axes:
+    """The first n pictures, and under each row of them what is decoded from their codes' posterior means.
+
+    Args:
+        data: pictures; None takes the training data.
+    """
+    decode, _ = _decoder(fit)
+    some = (fit.data if data is None else data).select(slice(0, n))
+    originals = some.observed_dict(fit.model)["x"].cpu()
+    again = decode(fit.active_units(some).codes).reshape(originals.shape)
+    columns = min(columns, len(originals))
+    pairs = [part for k in range(0, len(originals), columns) for part in _row(originals, again, k, columns)]
+    return plot_pictures(torch.cat(pairs), columns=columns, title="above the picture, below its code decoded", ax=ax)
+
+
+def plot_plane(fit: Fit, n: int = 17, *, ax: Axes | None = None) -> Axes:
+    """What a generator of two latents makes of codes on a grid of n x n, each of which stands for the same share of the prior."""
+    decode, width = _decoder(fit)
+    if width != 2:
+        raise ValueError(
+            f"the plane of codes is for two latents, and this model has {width}; see plot_traversals or plot_codes"
+        )
+    quantiles = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(n) + 0.5) / n)
+    across, up = torch.meshgrid(quantiles, quantiles.flip(0), indexing="xy")
+    return plot_pictures(decode(torch.stack([across, up], -1).reshape(-1, 2)), columns=n, title="decoded codes", ax=ax)
+
+
+def plot_codes(fit: Fit, data: Data | None = None, labels: Any = None, *, ax: Axes | None = None) -> Axes:
+    """Posterior means of codes as points, coloured by class; of more than two latents the two principal components.
+
+    Args:
+        data: observations; None takes the training data.
+        labels: (N,) classes; None takes the data's own, which `unsupervised()` and `partly_labelled()` put aside.
+    """
+    data = fit.data if data is None else data
+    codes = fit.active_units(data).codes.double()
+    names = ("$z_1$", "$z_2$")
+    if codes.shape[1] > 2:
+        centred = codes - codes.mean(0)
+        _, spread, axes = torch.linalg.svd(centred, full_matrices=False)
+        share = spread.square() / spread.square().sum()
+        codes = centred @ axes[:2].T
+        names = tuple(f"principal component {k + 1} ({share[k]:.0%} of the variance)" for k in (0, 1))  # type: ignore[assignment]
+    if codes.shape[1] < 2:
+        raise ValueError("a plane of codes needs at least two latents, and this model has one")
+    if labels is None:
+        labels = next((data.truth[key] for key in ("y", "c") if key in data.truth), None)
+    ax = open_axes(ax, size=(5.6, 5.6))
+    if labels is None:
+        ax.plot(*codes.T.numpy(), "o", ms=3, color=GREY, alpha=0.7)
+    else:
+        classes = torch.as_tensor(labels).cpu()
+        for k, label in enumerate(classes.unique().tolist()):
+            at = codes[classes == label]
+            ax.plot(*at.T.numpy(), "o", ms=3, color=plt.get_cmap("tab10")(k % 10), alpha=0.6)
+            middle = at.median(0).values
+            ax.text(float(middle[0]), float(middle[1]), str(label), size=14, weight="bold", ha="center", va="center")
+    ax.set(xlabel=names[0], ylabel=names[1], aspect="equal")
+    return ax
+
+
+def plot_traversals(
+    fit: Fit, data: Data | None = None, row: int = 0, *, reach: float = 2.5, columns: int = 11, ax: Axes | None = None
+) -> Axes:
+    """One number of a code at a time, from -reach to reach, the others as in one observation's; the most active number in the first row.
+
+    Args:
+        data: observations that say which numbers are active; None takes the training data.
+        row: whose code.
+    """
+    decode, width = _decoder(fit)
+    units = fit.active_units(data)
+    moved = units.codes[row].float().repeat(width, columns, 1)
+    for k, unit in enumerate(units.order.tolist()):
+        moved[k, :, unit] = torch.linspace(-reach, reach, columns)
+    title = f"latents from {-reach:g} to {reach:g}, the most active first ({units.count} of {width} active)"
+    return plot_pictures(decode(moved.flatten(0, 1)), columns=columns, title=title, ax=ax)
+
+
+def _row(originals: Tensor, again: Tensor, k: int, columns: int) -> list[Tensor]:
+    """One row of pictures and one of reconstructions, filled up with empty ones."""
+    parts = [pictures[k : k + columns] for pictures in (originals, again)]
+    return [torch.cat([part, part.new_zeros(columns - len(part), *part.shape[1:])]) for part in parts]
+
+
+def _decoder(fit: Fit) -> tuple[Any, int]:
+    """From codes to pictures on the CPU, and how many numbers a code has."""
+    latents = [name for name, site in fit.program.local.items() if not site.discrete]
+    if not hasattr(fit.model, "decode") or len(fit.program.latents) != 1 or len(latents) != 1:
+        raise ValueError(
+            f"these figures are of a VAE, whose codes are decoded to pictures, and the model is {type(fit.model).__name__}"
+        )
+
+    def decode(codes: Tensor) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = fit.model.decode(codes).cpu()
+        return found
+
+    return decode, fit.program.latents[latents[0]].shape[-1]

@@ -1,0 +1,137 @@
+"""Figures of autoencoders show the pictures and codes that they claim to show, and active units are those that follow the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bayeszoo as bz
+from bayeszoo import plots
+
+
+@pytest.fixture(autouse=True)
+def _settings_are_left_alone() -> Iterator[None]:
+    before = dict(matplotlib.rcParams)
+    yield
+    plt.close("all")
+    assert dict(matplotlib.rcParams) == before
+
+
+def linear(latents: int, **options: Any) -> bz.inference.Fit:
+    """A linear generator of four pixels that depend on one number: of more latents all but one have nothing to say."""
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn(300, 1, generator=generator)
+    x = one @ torch.tensor([[1.0, -1.0, 2.0, 0.5]]) + 0.1 * torch.randn(300, 4, generator=generator)
+    data = bz.data.Data({}, x, truth={"y": (one[:, 0] > 0).long()})
+    torch.manual_seed(0)
+    model = bz.models.VAE(4, latents, "gaussian", generator=nn.Linear(latents, 4))
+    return bz.fit(
+        model, data, "amortized", steps=1500, optimizer=0.02, schedule="cosine", compile=False, progress=False, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def fit() -> bz.inference.Fit:
+    return linear(3)
+
+
+def shown(ax: Any) -> np.ndarray:
+    return np.asarray(ax.images[0].get_array())
+
+
+def test_active_units_are_those_that_follow_the_data(fit: bz.inference.Fit) -> None:
+    units = fit.active_units(n=50)
+    assert units.count == 1
+    assert units.active[units.order[0]]
+    with torch.no_grad():
+        means = fit.guide.rows({"x": fit.data.observed})[:, :3]
+    # Halves of 25 draws: the estimate's error is some sd^2 / 25 / sqrt(300), sd at most one.
+    torch.testing.assert_close(units.variances, means.double().var(0), rtol=0.05, atol=0.008)
+    assert units.codes.shape == (300, 3)
+    torch.testing.assert_close(units.codes, fit.sample(50)["z"].mean(0), rtol=0.0, atol=1e-5)
+    assert "1 of 3 units of 'z' are active" in str(units)
+    with pytest.raises(ValueError, match="at least 2"):
+        fit.active_units(n=1)
+    with pytest.raises(ValueError, match="latents of single observations are z"):
+        fit.active_units(site="w")
+
+
+def test_pictures_lie_row_by_row() -> None:
+    pictures = torch.arange(1, 6).reshape(5, 1, 1).float().expand(5, 2, 2) / 10
+    image = shown(plots.plot_pictures(pictures, columns=3))
+    assert image.shape == (6, 9)
+    assert image[0, [0, 3, 6]] == pytest.approx([0.1, 0.2, 0.3])
+    assert image[3, [0, 3, 6]] == pytest.approx([0.4, 0.5, 0.0])  # the last is empty
+    assert shown(plots.plot_pictures(torch.rand(4, 3, 5, 5), columns=2)).shape == (12, 12, 3)
+    with pytest.raises(ValueError, match=r"give size=\(H, W\)"):
+        plots.plot_pictures(torch.rand(3, 6))
+    with pytest.raises(ValueError, match="at least one of them"):
+        plots.plot_pictures(torch.rand(0, 6))
+
+
+def test_reconstructions_lie_under_their_pictures(fit: bz.inference.Fit) -> None:
+    image = shown(plots.plot_reconstructions(fit, n=7, columns=5)).reshape(4, 3, 5, 3)[:, :2, :, :2]
+    tiles = torch.as_tensor(image).permute(0, 2, 1, 3).reshape(4, 5, 4)
+    x = fit.data.observed.clamp(0, 1)
+    torch.testing.assert_close(tiles[0], x[:5])
+    torch.testing.assert_close(tiles[2, :2], x[5:7])
+    assert float((tiles[1] - x[:5]).abs().max()) < 0.5  # noise of 0.1, and what is cut at 0 and 1
+    assert float(tiles[3, 2:].abs().max()) == 0.0
+
+
+def test_a_traversal_moves_the_active_number(fit: bz.inference.Fit) -> None:
+    ax = plots.plot_traversals(fit, columns=5)
+    image = torch.as_tensor(shown(ax)).reshape(3, 3, 5, 3)[:, :2, :, :2]
+    change = image.std(2).sum((1, 2))
+    assert float(change[0]) > 5 * float(change[1:].max())
+    assert "1 of 3 active" in ax.get_title()
+
+
+def test_samples_follow_their_seed(fit: bz.inference.Fit) -> None:
+    one, same, other = (shown(plots.plot_samples(fit, 6, seed=seed)) for seed in (0, 0, 1))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+def test_codes_are_coloured_by_class_and_planes_are_for_two(fit: bz.inference.Fit) -> None:
+    ax = plots.plot_codes(fit)
+    assert [text.get_text() for text in ax.texts] == ["0", "1"]
+    assert "principal component 1 (9" in ax.get_xlabel()  # one number carries nearly all variance
+    bare = bz.data.Data({}, fit.data.observed)
+    assert not plots.plot_codes(fit, bare).texts
+    assert len(plots.plot_codes(fit, bare, labels=torch.zeros(300)).texts) == 1
+    with pytest.raises(ValueError, match="for two latents, and this model has 3"):
+        plots.plot_plane(fit)
+    two = linear(2)
+    plane = torch.as_tensor(shown(plots.plot_plane(two, 3))).reshape(3, 3, 3, 3)[:, :2, :, :2]
+    corner = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor([1 / 6, 5 / 6]))
+    with torch.no_grad():  # top left: z_1 low, z_2 high
+        expected = two.model.decode(corner[None]).clamp(0, 1)
+    torch.testing.assert_close(plane[0, :, 0].flatten(), expected[0])
+    assert plots.plot_codes(two).get_xlabel() == "$z_1$"
+
+
+def test_other_models_are_refused() -> None:
+    flips = bz.data.load("coin_flips")
+    coin = bz.fit(bz.models.CoinFlip(), flips, "beta", progress=False)
+    with pytest.raises(ValueError, match="of a VAE, whose codes are decoded to pictures, and the model is CoinFlip"):
+        plots.plot_samples(coin)
+    with pytest.raises(ValueError, match="it has no latents of single observations"):
+        coin.active_units()
+
+
+def test_the_figures_take_axes(fit: bz.inference.Fit) -> None:
+    _, axes = plt.subplots(1, 2)
+    assert plots.plot_samples(fit, ax=axes[0]) is axes[0]
+    assert plots.plot_codes(fit, ax=axes[1]) is axes[1]
+    assert isinstance(fit.active_units().variances, Tensor)
