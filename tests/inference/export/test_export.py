@@ -208,7 +208,7 @@ def test_point_guides_have_no_log_q_and_no_loo():
     assert list(tree["sample_stats"].data_vars) == ["log_p"]
     assert "log_likelihood" not in tree.children
     assert "prior" not in tree.children
-    with pytest.raises(ValueError, match="without log q"):
+    with pytest.raises(ValueError, match="has no log q over the model"):
         fit.loo()
 
 
