@@ -65,10 +65,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", help="of the IDX files (default: $BAYESZOO_DATA/mnist)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--eager", action="store_true", help="do not compile")
+    parser.add_argument(
+        "--keep", help="folder where trained fits are kept, some 200 MB each, and taken from instead of training anew"
+    )
 
 
-def measure(k: int, train: bz.data.Data, test: bz.data.Data, asked: argparse.Namespace) -> dict[str, Any]:
-    """Fits one autoencoder and scores the test pictures; nats."""
+def name_of(k: int, asked: argparse.Namespace) -> str:
+    """What a run is called in the results."""
+    epochs = asked.epochs or FORMS[asked.form].epochs
+    return f"{asked.form} {k} {epochs}{f' seed {asked.seed}' if asked.seed else ''}"
+
+
+def trained(k: int, train: bz.data.Data, asked: argparse.Namespace) -> bz.inference.Fit:
+    """Fits one autoencoder, or reads the fit that an earlier call kept: hours of training survive whatever goes wrong in scoring."""
+    kept = None if asked.keep is None else Path(asked.keep) / name_of(k, asked).replace(" ", "_")
+    if kept is not None and kept.exists():
+        return bz.load(kept)
     form = FORMS[asked.form]
     assert isinstance(train.observed, torch.Tensor)
     torch.manual_seed(asked.seed)
@@ -76,12 +88,21 @@ def measure(k: int, train: bz.data.Data, test: bz.data.Data, asked: argparse.Nam
     options: dict[str, Any] = {} if k == 1 else {"loss": "importance_weighted", "num_particles": k}
     fit = bz.fit(
         model, train, "amortized", epochs=asked.epochs or form.epochs, batch_size=form.batch, schedule=form.schedule, seed=asked.seed,
-        optimizer=functools.partial(torch.optim.Adam, lr=1e-3, eps=1e-4), device=asked.device, compile=not asked.eager, progress=False, **options,
+        optimizer=functools.partial(torch.optim.Adam, lr=1e-3, eps=1e-4), device=asked.device, compile=not asked.eager, progress=False,
+        **options,
     )  # fmt: skip
+    if kept is not None:
+        fit.save(kept)
+    return fit
+
+
+def measure(k: int, train: bz.data.Data, test: bz.data.Data, asked: argparse.Namespace) -> dict[str, Any]:
+    """Fits one autoencoder and scores the test pictures; nats."""
+    fit = trained(k, train, asked)
     began = time.perf_counter()
     found = fit.log_marginal(test, k=asked.draws, k_hat=False)
     return {
-        "k": k, "form": asked.form, "epochs": asked.epochs or form.epochs, "log_p": found.mean, "error": found.error,
+        "k": k, "form": asked.form, "epochs": asked.epochs or FORMS[asked.form].epochs, "log_p": found.mean, "error": found.error,
         "spread": found.spread, "ess": float(found.ess.median()), "elbo": float(found.elbo.mean()), "pictures": len(test), "draws": asked.draws, "seconds": fit.seconds,
         "step": fit.timings["steps"] / len(fit.losses), "test_seconds": time.perf_counter() - began, "engine": fit.engine,
         "device": str(fit.device),
@@ -98,7 +119,7 @@ def main(asked: argparse.Namespace, out: Path) -> None:
     found: dict[str, Any] = json.loads(path.read_text())["runs"] if path.exists() else {}
     for k in (int(k) for k in asked.k.split(",")):
         run = measure(k, train, test, asked)
-        found[f"{asked.form} {k} {run['epochs']}{f' seed {asked.seed}' if asked.seed else ''}"] = run
+        found[name_of(k, asked)] = run
         print(
             f"k = {k}: log p(x) {run['log_p']:.2f}, ELBO {run['elbo']:.2f}, {run['seconds']:.0f} s", file=sys.stderr, flush=True
         )

@@ -251,6 +251,12 @@ def test_autoencoders_are_measured_and_told(tmp_path: Path, monkeypatch: pytest.
     command.main([*given, "--seed", "1"])
     runs = json.loads((tmp_path / "vae_mnist.json").read_text())["runs"]
     assert list(runs) == ["short 1 3", "short 5 3", "short 1 3 seed 1"]
+    kept = [*given, "--keep", str(tmp_path / "fits")]
+    command.main(kept)
+    monkeypatch.setattr(vae_mnist.bz, "fit", None)  # what was kept is not trained again
+    command.main(kept)
+    again = json.loads((tmp_path / "vae_mnist.json").read_text())["runs"]["short 1 3"]
+    assert again["log_p"] == runs["short 1 3"]["log_p"]
     # 64 pixels of one bit each: nobody who has learned anything is below that, and 50 draws tighten the bound.
     assert all(-64 * math.log(2) < run["elbo"] < run["log_p"] < 0 for run in runs.values())
     assert all(1 < run["ess"] <= 50 for run in runs.values())
