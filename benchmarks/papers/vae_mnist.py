@@ -120,6 +120,7 @@ def main(asked: argparse.Namespace, out: Path) -> None:
     for k in (int(k) for k in asked.k.split(",")):
         run = measure(k, train, test, asked)
         found[name_of(k, asked)] = run
+        found = dict(sorted(found.items(), key=lambda item: (item[1]["k"], item[1]["epochs"])))
         print(
             f"k = {k}: log p(x) {run['log_p']:.2f}, ELBO {run['elbo']:.2f}, {run['seconds']:.0f} s", file=sys.stderr, flush=True
         )
@@ -143,7 +144,7 @@ def render(found: Mapping[str, Any]) -> str:
         for r in found.values()
     ]  # fmt: skip
     text = (
-        "Nats a picture, of test pictures binarised once; the error is that of importance sampling, other pictures would move the mean by "
+        "Nats a picture, of test pictures binarised once; the error is that of importance sampling, other pictures would move the mean by at most "
         f"{max((r['spread'] for r in found.values()), default=0):.2g}. The paper's figures are after 3,280 passes in batches of 20. Effective "
         "draws are the median over pictures, where they were noted."
     )

@@ -250,7 +250,7 @@ def test_autoencoders_are_measured_and_told(tmp_path: Path, monkeypatch: pytest.
     command.main([*given, "--k", "1,5"])
     command.main([*given, "--seed", "1"])
     runs = json.loads((tmp_path / "vae_mnist.json").read_text())["runs"]
-    assert list(runs) == ["short 1 3", "short 5 3", "short 1 3 seed 1"]
+    assert list(runs) == ["short 1 3", "short 1 3 seed 1", "short 5 3"]
     kept = [*given, "--keep", str(tmp_path / "fits")]
     command.main(kept)
     monkeypatch.setattr(vae_mnist.bz, "fit", None)  # what was kept is not trained again
