@@ -481,7 +481,12 @@ class Fit:
             first = next(
                 iter(inspect.signature(self.model.forward if hasattr(self.model, "forward") else self.model).parameters)
             )
-            kwargs: dict[str, Any] = {first: data.to(self.device, self.dtype if data.is_floating_point() else None)}
+            if first in self.program.observed:  # what the model explains, which it can judge
+                from .likelihood.log_marginal import local_data
+
+                kwargs: dict[str, Any] = local_data(self, data).bind(self.model)
+            else:
+                kwargs = {first: data.to(self.device, self.dtype if data.is_floating_point() else None)}
         else:
             data = data.to(self.device, self.dtype)
             check_new(self.model, data, fallback=False)

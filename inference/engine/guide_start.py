@@ -73,7 +73,10 @@ def start_guide(
             point = guide.center + torch.randn_like(u) * _prior_scale(space)
             return point if math.isfinite(float(log_density(point))) else _finite_point(log_density, u)
 
-        start = find_start(log_density, u, batched=batched, others=[elsewhere] * (4 if objective.surrogate is None else 2))
+        # Of a network as a point nothing counts but the objective; elsewhere the density may have poles, where nothing is learnt.
+        highest = given is not None and getattr(guide, "is_point", False)
+        others = [elsewhere] * (4 if objective.surrogate is None else 2)
+        start = find_start(log_density, u, batched=batched, others=others, highest=highest)
     if given is not None and getattr(guide, "starts_at_mode", False) and not start.converged:
         # Weights of hidden layers have ridges and saddles instead of a mode, whose curvature would mislead.
         guide.initialize(given)

@@ -123,6 +123,7 @@ def find_start(
     *,
     batched: Callable[[Tensor], Tensor],
     others: Sequence[Callable[[], Tensor]] = (),
+    highest: bool = False,
 ) -> Start:
     """Climbs from u (D,) and describes the place where it arrives.
 
@@ -133,11 +134,14 @@ def find_start(
         log_density: u (D,) -> scalar, nats.
         batched: the same for many points (S, D) -> (S,); used to compare candidates.
         others: makers of further points to begin from, called only if needed.
+        highest: whether the highest point is wanted itself, as of a network's weights, and no place to put a Gaussian.
     """
-    first = _start_from(log_density, u, batched)
+    first = _start_from(log_density, u, batched, highest=highest)
     if first.converged or len(u) > DENSE_LIMIT:
         return first
-    starts = [first, *(_start_from(log_density, other(), batched) for other in others)]
+    starts = [first, *(_start_from(log_density, other(), batched, highest=highest) for other in others)]
+    if highest:
+        return max(starts, key=lambda s: float(log_density(s.mean).detach()))
     noise = torch.randn(64, len(u), dtype=u.dtype, device=u.device)
     scored = [replace(s, elbo=_elbo(batched, s.mean, s.scale_tril, noise)) for s in starts if s.scale_tril is not None]
     return max(scored, key=lambda s: s.elbo if math.isfinite(s.elbo) else -math.inf)
@@ -150,7 +154,9 @@ def _elbo(batched: Callable[[Tensor], Tensor], mean: Tensor, tril: Tensor, noise
     return float(log_p.mean() + tril.diagonal().log().sum())
 
 
-def _start_from(log_density: LogDensity, u: Tensor, batched: Callable[[Tensor], Tensor], *, max_iterations: int = 300) -> Start:
+def _start_from(
+    log_density: LogDensity, u: Tensor, batched: Callable[[Tensor], Tensor], *, max_iterations: int = 300, highest: bool = False
+) -> Start:
     if len(u) == 0:
         return Start(u, torch.zeros(0, 0), torch.ones(0), (), True)
     if len(u) > CLIMB_LIMIT:
@@ -164,7 +170,7 @@ def _start_from(log_density: LogDensity, u: Tensor, batched: Callable[[Tensor], 
     note = ""
     if not (positive and settled):
         note = "the log density has no ordinary mode where the climb ended"
-        if len(path) > 2:
+        if len(path) > 2 and not highest:
             mean, precision, covariance = _best_along(log_density, batched, [*path, mean])
     tril = _cholesky(covariance)
     curvature = precision.diagonal()

@@ -253,6 +253,13 @@ def test_points_beside_a_point_are_trained_with_it(guide: str) -> None:
     assert "climb" in alone.stop_reason or "gradient is gone" in alone.stop_reason
 
 
+def test_a_networks_best_point_is_the_last_of_the_climb() -> None:
+    """The likelihood of a network that can tell all rows apart has no mode; the point with the widest Gaussian is not the best one."""
+    net, data = xor()
+    fit = bz.fit(bz.models.BayesianNN(net), data, "mle", progress=False)
+    assert fit.loss <= min(fit.losses) + 1e-3
+
+
 def test_laplace_with_points_beside_it_is_refused() -> None:
     net, data = xor()
     with pytest.raises(ValueError, match=r"the model trains 'net\.fc1\.\w+' beside them.*freeze=True"):

@@ -175,6 +175,10 @@ def test_q_of_the_class_of_new_pictures() -> None:
     assert torch.equal(probs[60:], fit.latent_probs(bz.data.Data({}, x[60:])))
     with pytest.raises(ValueError, match="one of c"):
         fit.latent_probs(x, site="z")
+    with pytest.raises(ValueError, match=r"make it with shape=\(5,\)"):
+        fit.latent_probs(x[:, :5])
+    with pytest.raises(ValueError, match=r"take \(x \+ 1\) / 2"):
+        fit.latent_probs(2 * x - 1)
 
 
 def test_dropout_in_a_classifier_of_ones_own_is_for_training_alone() -> None:
