@@ -18,7 +18,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..inference.target.program import DATA_PLATE, BoundData, Program, Site, describe
+from ..inference.target.program import DATA_PLATE, BoundData, Program, Site, base_of, describe
 from ..inference.target.start import DENSE_LIMIT, Start
 from ..inference.target.unconstrained import Unconstrained
 
@@ -207,10 +207,7 @@ def sample_joint(guide: ContinuousGuide, base: Any, plates: Plates) -> dict[str,
 def refuse_poles(guide: ContinuousGuide) -> None:
     """Raises ValueError where a prior's density is infinite somewhere, which a search for the highest density would find."""
     for name, site in guide.space.sites.items():
-        fn = site.distribution
-        while isinstance(fn, torch.distributions.Independent):
-            fn = fn.base_dist
-        if getattr(fn, "improper", False):
+        if getattr(base_of(site.distribution), "improper", False):
             raise ValueError(
                 f"guide '{guide.family}' looks for the highest density, and the prior of '{name}' has it at zero, where it is infinite; use "
                 "'sparse_vd', which is made for this prior, or 'mle', which does not look at it"

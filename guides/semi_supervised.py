@@ -78,12 +78,12 @@ class SemiSupervised(PyroModule):
         """Draws class and style of these pictures."""
         seen = self._seen(x)
         logits = self.classifier(self.class_body(seen))
+        size = len(x) if index is None else num_data or self.program.num_data
         infer: Any = {}
         if y is not None:
-            infer["auxiliary"] = self._classification(logits, y, len(x) if index is None else num_data or self.program.num_data)
+            infer["auxiliary"] = self._classification(logits, y, size)
             told = _SURE * _one_hot(y.clamp_min(0), self.classes, logits)
             logits = torch.where((y >= 0).unsqueeze(-1), told, logits)
-        size = len(x) if index is None else num_data or self.program.num_data
         with pyro.plate(DATA_PLATE, size, subsample=index, dim=-1):
             c = pyro.sample("c", dist.Categorical(logits=logits), infer=infer)
             classes = _one_hot(c, self.classes, seen)

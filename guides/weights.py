@@ -9,9 +9,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, biject_to
+from torch.distributions import biject_to
 
-from ..inference.target.program import BoundData, Site
+from ..inference.target.program import BoundData, Site, base_of
 from ..inference.target.start import Start
 from .continuous import ContinuousGuide, Plates, prior_scale_values
 
@@ -80,10 +80,7 @@ class WeightGuide(ContinuousGuide):
 
     def prior_of(self, name: str) -> Any:
         """The prior of one latent, without the wrapper that counts its event dimensions."""
-        fn = self.space.sites[name].distribution
-        while isinstance(fn, Independent):
-            fn = fn.base_dist
-        return fn
+        return base_of(self.space.sites[name].distribution)
 
     def require_prior(self, kind: str, why: str) -> None:
         """Raises ValueError unless the prior of every layer's weights is of one kind, named as `BayesianNN` names it."""

@@ -12,7 +12,8 @@ from .estimators.gradient_table import GradientVariance
 from .estimators.gradient_variance import gradient_variance
 from .prediction.prediction import Prediction
 from .prediction.scores import auroc
-from .result import Fit, Run
+from .result import Fit
+from .run import Run
 from .runner import fit
 
 __all__ = [

@@ -27,7 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .result import Fit, Run
+from .result import Fit
+from .run import Run
 from .target.program import Program
 
 #: Counts up when files of an older layout can no longer be read.

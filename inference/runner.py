@@ -6,7 +6,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 import torch
 from torch import nn
@@ -22,7 +22,9 @@ from .engine.training import Callback, NonFiniteError
 from .estimators.free_bits import check_number
 from .estimators.layer_noise import LAYER_NOISES, LayerNoise
 from .estimators.objective import ESTIMATORS, Discrete, Estimator
-from .result import Fit, Run
+from .result import Fit
+from .run import Run
+from .target.program import check_data
 
 
 def fit(
@@ -63,9 +65,7 @@ def fit(
     check_number(free_bits)
     device = resolve_device(device)
     began = time.perf_counter()
-    check = getattr(model, "check", None)
-    if callable(check):
-        check(data)
+    check_data(model, data)
     data = data.to(device, dtype)
     dtype = data.dtype if dtype is None else dtype
     batch_size = None if batch_size is not None and batch_size >= len(data) else batch_size
@@ -212,12 +212,10 @@ def _check_numbers(
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm is the greatest global norm of the gradient and must be positive, got {clip_norm!r}")
-    number = hasattr(kl_weight, "__float__") and not isinstance(kl_weight, bool)
+    number = isinstance(kl_weight, SupportsFloat) and not isinstance(kl_weight, bool)
     if kl_weight is not None and not number and not callable(kl_weight):
-        raise ValueError(
-            f"kl_weight is a number or a function (step, steps) -> weight, such as min(1, step / 1000), got {kl_weight!r}"
-        )
-    if isinstance(kl_weight, (int, float)) and not kl_weight >= 0:
+        raise ValueError(f"kl_weight is a number or a function (step, steps) -> weight, got {kl_weight!r}")
+    if isinstance(kl_weight, SupportsFloat) and not float(kl_weight) >= 0:
         raise ValueError(f"kl_weight multiplies the KL term and must not be negative, got {kl_weight!r}")
     if compile not in (True, False, "auto"):
         raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")

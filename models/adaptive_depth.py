@@ -19,7 +19,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .classes import check_classes
+from .classes import check_labels, check_several
 from .contract import BoundData, data_plate
 from .depth_priors import depth_prior as prior_of_depth
 from .latent_weights import LatentWeights, LayerFilter
@@ -114,7 +114,14 @@ class AdaptiveDepthResNet(LatentWeights):
 
     def check(self, data: BoundData) -> None:
         """Raise ValueError where the data do not fit: another shape of x, labels that are no classes, a single class."""
+        self.check_new(data)
+        y = data.bind(self).get("y")
+        if y is not None:
+            check_several(y)
+
+    def check_new(self, data: BoundData) -> None:
+        """Raise ValueError where data that the network is asked about do not fit; all may be of one class."""
         bound = data.bind(self)
         out = self.probe(bound["x"])
         if bound.get("y") is not None:
-            check_classes(bound["y"], out.shape[-1])
+            check_labels(bound["y"], out.shape[-1])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from . import settings
-from .classes import check_classes
+from .classes import check_labels, check_several
 from .contract import BoundData, data_plate
 from .latent_weights import LatentWeights, LayerFilter
 from .weight_priors import WeightPrior
@@ -91,7 +91,10 @@ class BayesianNN(LatentWeights):
         weights = self.draw_weights(x)
         sigma = self._noise(x)
         with data_plate(len(x), num_data, index):
-            return pyro.sample("y", self._likelihood(self.outputs(weights, x), sigma), obs=y)
+            out = self.outputs(weights, x)
+            if y is not None and self.likelihood != "categorical":
+                y = y.to(out.dtype)  # zeros and ones may come as whole numbers
+            return pyro.sample("y", self._likelihood(out, sigma), obs=y)
 
     def outputs(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
         """Return net_w(x): logits `(N, K)`, means `(N,)` or `(N, D)`, or log odds `(N,)`.
@@ -139,6 +142,13 @@ class BayesianNN(LatentWeights):
 
     def check(self, data: BoundData) -> None:
         """Raise ValueError where the data do not fit: another shape of x, labels that are no classes, a single class."""
+        self.check_new(data)
+        y = data.bind(self).get("y")
+        if y is not None and self.likelihood != "gaussian" and y.dim() == 1:
+            check_several(y)
+
+    def check_new(self, data: BoundData) -> None:
+        """Raise ValueError where data that the network is asked about do not fit; all may be of one class."""
         bound = data.bind(self)
         x, y = bound["x"], bound.get("y")
         out = self._probe(x)
@@ -163,20 +173,15 @@ def _check_target(likelihood: str, out: Tensor, y: Tensor) -> None:
                 f"likelihood='categorical' needs a network with at least two outputs, and this one returns {_shape(out)}; "
                 "use 'bernoulli' for yes or no, 'gaussian' for numbers"
             )
-        check_classes(y, out.shape[1])
+        check_labels(y, out.shape[1])
         return
     if out.shape[1:] != y.shape[1:]:
         raise ValueError(
             f"the network returns {_shape(out)} and the targets have the shape {_shape(y)}; give a network with as many outputs as "
             "a target has numbers"
         )
-    if likelihood == "bernoulli":
-        if not bool(((y == 0) | (y == 1)).all()):
-            raise ValueError("likelihood='bernoulli' needs targets that are 0 or 1; use 'categorical' or 'gaussian'")
-        if y.dim() == 1 and float(y.min()) == float(y.max()):
-            raise ValueError(
-                f"all {len(y)} labels are {float(y[0]):g}: with one class only there is nothing to learn; give data with more"
-            )
+    if likelihood == "bernoulli" and not bool(((y == 0) | (y == 1)).all()):
+        raise ValueError("likelihood='bernoulli' needs targets that are 0 or 1; use 'categorical' or 'gaussian'")
 
 
 def _shape(tensor: Tensor) -> str:

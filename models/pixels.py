@@ -78,8 +78,8 @@ class Pixels(nn.Module):
         mean: Tensor = self.distribution(out, 0).mean
         return mean
 
-    def check(self, x: Tensor) -> None:
-        """Raise ValueError where pixels lie outside of what can be drawn, naming what would help."""
+    def check_range(self, x: Tensor) -> None:
+        """Raise ValueError where pixels are no numbers of the range of those that can be drawn, naming what would help."""
         if not x.is_floating_point():
             whole = f"x.float() / {_remedy_top(float(x.max()))}" if float(x.max()) > 1 else "x.float()"
             raise ValueError(f"pixels must be floating-point numbers, and these are {x.dtype}; give {whole}")
@@ -91,6 +91,12 @@ class Pixels(nn.Module):
                 f"likelihood '{self.word}' takes pixels from 0 to 1, and these run from {low:g} to {high:g}; {_remedy(low, high)}, or use "
                 "likelihood='gaussian'"
             )
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError where pixels lie outside of what can be drawn, naming what would help."""
+        self.check_range(x)
+        if self.word == "gaussian":
+            return
         top = 1 if self.word == "bernoulli" else self.levels - 1
         if bool(((x * top - (x * top).round()).abs() > 1e-3).any()):
             if self.word == "bernoulli":

@@ -141,6 +141,10 @@ class SemiSupervisedVAE(PyroModule):
                 f"{float(y.min()):g} to {float(y.max()):g}"
             )
 
+    def check_encoded(self, x: Tensor) -> None:
+        """Raise ValueError where pictures that are only to be classified have another shape or range; grey ones may be."""
+        check_pictures(x, self.shape, self.pixels, drawn=False)
+
     def _out(self, z: Tensor, c: Tensor) -> Tensor:
         classes = one_hot(c, self.classes, z)
         shape = torch.broadcast_shapes(z.shape[:-1], classes.shape[:-1])

@@ -113,10 +113,6 @@ class VAE(PyroModule):
             )
         check_pictures(data.bind(self)["x"], self.shape, self.pixels)
 
-    def check_new(self, data: BoundData) -> None:
-        """Raise ValueError where pictures that the model is asked about have another shape, or pixels that cannot be drawn."""
-        self.check(data)
-
     def _out(self, z: Tensor) -> Tensor:
         return pixel_numbers(self.generator, z, self.shape, self.pixels)
 
@@ -141,13 +137,13 @@ def pixel_numbers(generator: nn.Module, codes: Tensor, shape: tuple[int, ...], p
     return out
 
 
-def check_pictures(x: Tensor, shape: tuple[int, ...], pixels: Pixels) -> None:
-    """Raise ValueError where pictures have another shape, or pixels that cannot be drawn."""
+def check_pictures(x: Tensor, shape: tuple[int, ...], pixels: Pixels, *, drawn: bool = True) -> None:
+    """Raise ValueError where pictures have another shape, or pixels outside of what can be drawn, or, undrawn, of their range."""
     if tuple(x.shape[1:]) != shape:
         raise ValueError(
             f"the model is of pictures of shape {shape}, and these have {tuple(x.shape[1:])}; make it with shape={tuple(x.shape[1:])}"
         )
-    pixels.check(x)
+    (pixels.check if drawn else pixels.check_range)(x)
 
 
 def check_sizes(shape: tuple[int, ...], latents: int, hidden: Sequence[int], layers: str, activation: str) -> None:

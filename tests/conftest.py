@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch and matplotlib are imported: test processes share the cores, and there may be no screen.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
 
+import matplotlib
+import matplotlib.pyplot as plt
 import pyro
 import pytest
 import torch
@@ -33,6 +36,15 @@ def seeded() -> None:
     """Every test starts from the same seed and with an empty parameter store."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
+
+
+@pytest.fixture
+def plots_closed() -> Iterator[None]:
+    """Figures are closed after the test, and nothing has changed matplotlib's settings."""
+    before = dict(matplotlib.rcParams)
+    yield
+    plt.close("all")
+    assert dict(matplotlib.rcParams) == before
 
 
 @pytest.fixture(scope="session")

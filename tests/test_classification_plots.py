@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -22,13 +20,7 @@ from bayeszoo.inference.prediction.averaging import AveragingCurve, AveragingRow
 from bayeszoo.inference.prediction.predictive import Tally
 from bayeszoo.inference.prediction.scores import calibration_error
 
-
-@pytest.fixture(autouse=True)
-def _settings_are_left_alone() -> Iterator[None]:
-    before = dict(matplotlib.rcParams)
-    yield
-    plt.close("all")
-    assert dict(matplotlib.rcParams) == before
+pytestmark = pytest.mark.usefixtures("plots_closed")
 
 
 def predicted(*draws: Tensor) -> bz.inference.Prediction:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import matplotlib
@@ -18,13 +17,7 @@ from torch import Tensor, nn
 import bayeszoo as bz
 from bayeszoo import plots
 
-
-@pytest.fixture(autouse=True)
-def _settings_are_left_alone() -> Iterator[None]:
-    before = dict(matplotlib.rcParams)
-    yield
-    plt.close("all")
-    assert dict(matplotlib.rcParams) == before
+pytestmark = pytest.mark.usefixtures("plots_closed")
 
 
 def linear(latents: int, **options: Any) -> bz.inference.Fit:
@@ -64,6 +57,15 @@ def test_active_units_are_those_that_follow_the_data(fit: bz.inference.Fit) -> N
         fit.active_units(n=1)
     with pytest.raises(ValueError, match="latents of single observations are z"):
         fit.active_units(site="w")
+
+
+def test_a_code_of_one_number() -> None:
+    people = bz.fit(
+        bz.models.HierarchicalCoin(), bz.data.load("coin_flips"), "mean_field", steps=5, compile=False, progress=False
+    )
+    units = people.active_units(n=4)
+    assert units.codes.shape == (48, 1)
+    assert units.variances.shape == (1,)
 
 
 def test_pictures_lie_row_by_row() -> None:

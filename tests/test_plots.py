@@ -1,7 +1,5 @@
 """Figures show the numbers they claim to show, and leave matplotlib's settings alone."""
 
-from collections.abc import Iterator
-
 import matplotlib
 import numpy as np
 import pytest
@@ -15,13 +13,7 @@ from matplotlib.axes import Axes
 import bayeszoo as bz
 from bayeszoo import plots
 
-
-@pytest.fixture(autouse=True)
-def _settings_are_left_alone() -> Iterator[None]:
-    before = dict(matplotlib.rcParams)
-    yield
-    plt.close("all")
-    assert dict(matplotlib.rcParams) == before
+pytestmark = pytest.mark.usefixtures("plots_closed")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from ..export.function_space import MOST_INPUTS, F, is_network, num_shared
 from ..export.network_draws import Wanted, collect_network
 from ..export.tree_arrays import Arrays
 from ..pruning.sparsify import emptiness
-from ..result import HOPELESS
+from ..run import HOPELESS
 from .diagnose_functions import FunctionDraws, compared_at
 from .psis import Weights, smooth
 

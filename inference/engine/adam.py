@@ -6,9 +6,7 @@ elements of every parameter; the host makes them for many steps at once instead.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,20 +14,12 @@ from torch import Tensor
 
 def scalars_needed(optimizer: torch.optim.Optimizer) -> tuple[int, int] | None:
     """Shape of one step's scalars, (groups, 3), if the optimiser is Adam or AdamW as the paper has it; else None."""
-    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or has_hooks(optimizer):
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         return None
     for group in optimizer.param_groups:
         if group["amsgrad"] or group["maximize"] or any(isinstance(beta, Tensor) for beta in group["betas"]):
             return None
     return len(optimizer.param_groups), 3
-
-
-def has_hooks(optimizer: Any) -> bool:
-    """Whether `step` does more than the update: hooks of its own or of all optimisers, or a method put in its place."""
-    module = importlib.import_module("torch.optim.optimizer")
-    hooks = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
-    hooks += [getattr(module, f"_global_optimizer_{when}_hooks", {}) for when in ("pre", "post")]
-    return any(hooks) or "step" in vars(optimizer)
 
 
 def scalars(

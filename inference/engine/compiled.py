@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import random
 import time
 import warnings
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from . import adam
 from .capture import Graph, Uncapturable, capture, explain, run_on
 from .inductor import Compiled, compile_graph, compiler_lock, lacking_compiler, prepared
 from .invariants import hoist
@@ -98,7 +98,7 @@ class Compiler:
         reason = lacking_compiler(loop.leaves[0].device)
         if reason:
             raise Uncapturable(reason)
-        if adam.has_hooks(loop.optimizer):
+        if _has_hooks(loop.optimizer):
             raise Uncapturable("the optimiser has hooks, or a step of its own, whose Python a graph would not run")
         try:
             step = Step(loop, self.modules, self.streamed)
@@ -116,6 +116,14 @@ class Compiler:
             raise
         except Exception as error:  # a model may fail in any way when its step is run once more
             raise Uncapturable(explain(error)) from error
+
+
+def _has_hooks(optimizer: Any) -> bool:
+    """Whether `step` does more than the update: hooks of its own or of all optimisers, or a method put in its place."""
+    module = importlib.import_module("torch.optim.optimizer")
+    hooks = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
+    hooks += [getattr(module, f"_global_optimizer_{when}_hooks", {}) for when in ("pre", "post")]
+    return any(hooks) or "step" in vars(optimizer)
 
 
 def _nodes(loop: Loop, buffers: Sequence[Tensor]) -> int:
@@ -470,7 +478,7 @@ class Engine:
         Raises:
             Uncapturable: the compiled code computes something else.
         """
-        step, _leaves = self.step, self.loop.leaves
+        step = self.step
         with compiler_lock():
             replay = record(self.compiled, self._call(0), self._storages())
         state = torch.get_rng_state()

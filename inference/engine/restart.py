@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 from ..estimators.free_bits import check_fit
 from ..estimators.layer_noise import LayerNoise, by_layer
 from ..estimators.objective import Discrete, Estimator, Objective, analytic_kls, where_discrete
-from ..result import Run
+from ..run import Run
 from ..target.density import EachDraw, guide_factors, model_factors
-from ..target.program import Program, check_new, describe, is_point_estimate, sample_sites, some_rows
+from ..target.program import Program, check_data, describe, is_point_estimate, sample_sites, some_rows
 from ..target.start import CLIMB_LIMIT, DENSE_LIMIT, Start
 from .compiled import Compiler, Mode
 from .convergence import Plan, Tail
@@ -106,8 +107,7 @@ class Restart:
         """Starts the guide and makes the loop, if there is anything left to train."""
         began = time.perf_counter()
         self.objective = self._objective()
-        start, _settings = self._start(), self.settings
-        self.start = start
+        start = self.start = self._start()
         self.history.seconds["start"] = time.perf_counter() - began
         if start is not None and self._climb_is_all():
             self.history.losses = [float(x) for x in start.losses]
@@ -372,14 +372,8 @@ class Restart:
         )
 
     def _indices(self, size: int) -> Iterator[Tensor]:
-        whole = getattr(self.data, "epoch", None)
-        epoch = 0
-        while True:
-            if whole is not None:
-                yield whole(size, self.settings.seed, epoch)
-            else:
-                yield from (rows.unsqueeze(0) for rows in self.data.batches(size, self.settings.seed, epoch))
-            epoch += 1
+        for epoch in itertools.count():
+            yield self.data.epoch(size, self.settings.seed, epoch)
 
     def _schedule(self) -> Schedule:
         schedule = self.wishes.schedule
@@ -419,7 +413,7 @@ class Restart:
                 "or fit with guide='amortized'"
             )
         held_out = self.wishes.validation.to(self.owned.device, self.data.dtype)
-        check_new(self.owned.model, held_out, fallback=False)
+        check_data(self.owned.model, held_out, new=True)
         kwargs = held_out.bind(self.owned.model)
         own = hasattr(guide, "amortized") and all(site.local for site in latents.values())
 

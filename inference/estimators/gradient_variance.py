@@ -30,7 +30,7 @@ from ..engine.owned import Owned, is_builder, own
 from ..engine.restart import Restart, Settings, Wishes
 from ..result import Fit
 from ..runner import _check_batches, resolve_device
-from ..target.program import sample_sites
+from ..target.program import check_data, sample_sites
 from .gradient_draws import GradientDraws, RandomLoss
 from .gradient_moments import Moments, mean_and_error, squared_norm
 from .gradient_table import EstimatorCheck, GradientVariance
@@ -102,9 +102,7 @@ def gradient_variance(
     else:
         if guide is None or data is None:
             raise ValueError("gradient_variance needs a model, a guide and data, or a fit alone")
-        check = getattr(model, "check", None)
-        if callable(check):
-            check(data)
+        check_data(model, data)
         name = guide if isinstance(guide, str) else ""
         guide = _family(guide) if isinstance(guide, str) else guide
         device = resolve_device(device)

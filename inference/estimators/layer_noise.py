@@ -22,10 +22,10 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Independent, Normal
+from torch.distributions import Normal
 from torch.overrides import TorchFunctionMode
 
-from ..target.program import sample_sites
+from ..target.program import base_of, sample_sites
 
 LayerNoise = Literal["shared", "local", "flipout"]
 
@@ -49,13 +49,6 @@ _FACTS = {"shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cud
 
 #: Keeps the gradient of a square root finite where an activation has no variance.
 _LEAST_VARIANCE = 1e-16
-
-
-def base_of(fn: Any) -> Any:
-    """A distribution without the wrapper that counts its event dimensions."""
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    return fn
 
 
 def by_layer(fn: Any) -> bool:

@@ -14,7 +14,8 @@ from .function_space import num_shared
 from .labels import Labels
 
 if TYPE_CHECKING:
-    from ..result import Fit, Run
+    from ..result import Fit
+    from ..run import Run
 
 #: Products of draws, observations and weights that a network's export computes a group: about half a minute on one core. That is
 #: all of 1,000 observations for 1,000 draws of LeNet-300-100.

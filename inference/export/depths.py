@@ -21,7 +21,8 @@ from ..target.density import EachDraw
 from .function_space import MOST_INPUTS, at_once
 
 if TYPE_CHECKING:
-    from ..result import Fit, Run
+    from ..result import Fit
+    from ..run import Run
 
 
 def has_depths(model: Any) -> bool:

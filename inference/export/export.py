@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..draws import Draws
 from ..likelihood.log_marginal import log_marginal
-from ..result import HOPELESS
+from ..run import HOPELESS
 from .chosen_rows import choose_rows, examples_of, label_rows, on_rows
 from .chosen_weights import Chosen, choose
 from .depths import depth_group, examples_at, has_depths
@@ -31,7 +31,8 @@ from .tree_arrays import Arrays, collect, log_likelihoods, prior_draws, sample_s
 from .tree_groups import constant_group, log_likelihood_group, marginal_group, observed_group, samples, stats_group
 
 if TYPE_CHECKING:
-    from ..result import Fit, Run
+    from ..result import Fit
+    from ..run import Run
 
 
 def to_arviz(

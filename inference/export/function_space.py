@@ -18,11 +18,10 @@ from torch import Tensor
 
 from ..engine.noise import vmap_random
 from ..engine.owned import Owned
-from ..estimators.layer_noise import base_of
 from ..prediction.new_inputs import check_scale
 from ..prediction.tiles import TILE_BYTES, Counted
 from ..target.density import EachDraw
-from ..target.program import Program
+from ..target.program import Program, base_of
 
 if TYPE_CHECKING:
     from ..result import Fit

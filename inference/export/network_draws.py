@@ -19,7 +19,8 @@ from .function_space import F, Functions, at_once
 from .tree_arrays import Arrays, Collected, fill, simulated
 
 if TYPE_CHECKING:
-    from ..result import Fit, Run
+    from ..result import Fit
+    from ..run import Run
 
 
 @dataclass(frozen=True)

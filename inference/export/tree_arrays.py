@@ -20,7 +20,8 @@ from ..target.program import Site, sample_sites
 from .labels import observation_plate, whole_numbers
 
 if TYPE_CHECKING:
-    from ..result import Fit, Run
+    from ..result import Fit
+    from ..run import Run
 
 #: A group's slice that is computed at once, in bytes; a few copies of it are held beside the group.
 SLICE_BYTES = 20_000_000

@@ -65,7 +65,8 @@ def active_units(fit: Any, data: Any = None, n: int = 100, *, site: str | None =
     if isinstance(n, bool) or not isinstance(n, int) or n < 2:
         raise ValueError(f"n must be a whole number of draws, at least 2, got {n!r}")
     site = local[0] if site is None else site
-    draws = fit.sample(n - n % 2, data=data, seed=seed)[site].flatten(2).double()
+    draws = fit.sample(n - n % 2, data=data, seed=seed)[site].double()
+    draws = draws.reshape(*draws.shape[:2], -1)
     # The variance of one mean would count its Monte Carlo noise, which is all that a switched-off unit has; that of two halves is apart.
     first, second = draws.unflatten(0, (2, -1)).mean(1)
     variances = ((first - first.mean(0)) * (second - second.mean(0))).sum(0) / max(1, len(first) - 1)

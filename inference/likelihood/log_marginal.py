@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ..diagnosis.psis import LEAST_DRAWS, smooth, threshold
 from ..engine.noise import vmap_random
-from ..estimators.layer_noise import base_of
+from ..prediction.new_inputs import new_observations
 from ..target.density import guide_factors, guide_values, model_factors, model_trace, site_factor
-from ..target.program import check_new, sample_sites
+from ..target.program import base_of, check_data, sample_sites
 
 PROPOSALS = ("guide", "prior")
 
@@ -140,15 +140,14 @@ def local_data(fit: Any, data: Any, *, needs_guide: bool = True) -> Any:
     if isinstance(data, np.ndarray):
         data = torch.as_tensor(data)
     if isinstance(data, Tensor):
-        plain: dict[str, Any] = {"chances": {}, "streams": None, "stream_sizes": ()} if hasattr(fit.data, "chances") else {}
-        data = replace(fit.data, inputs={}, observed=data, labels=(), truth={}, local_sites=(), **plain)
+        data = new_observations(fit.data, data)
     if needs_guide and not getattr(fit.guide, "amortized", True):
         raise ValueError(
             f"guide '{fit.guide.family}' knows the observations of the training data alone; leave out the data, or fit with "
             "guide='amortized'"
         )
     data = data.to(fit.device, fit.dtype)
-    check_new(fit.model, data)
+    check_data(fit.model, data, new=True)
     return data
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..estimators.layer_noise import base_of
+from ..target.program import base_of
 
 
 @dataclass(frozen=True)

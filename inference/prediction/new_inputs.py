@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,12 @@ class Inputs:
     def divisible(self, site: Site) -> bool:
         """Whether the model runs on part of the rows: it does so for minibatches, where it takes `num_data`."""
         return bool(self.names) and "num_data" in self.kwargs and site.local and len(site.batch_shape) == 1
+
+
+def new_observations(data: Any, observed: Tensor) -> Any:
+    """Observations of a model without inputs, as data like those that it was fitted with."""
+    plain: dict[str, Any] = {"chances": {}, "streams": None, "stream_sizes": ()} if hasattr(data, "chances") else {}
+    return replace(data, inputs={}, observed=observed, labels=(), truth={}, local_sites=(), **plain)
 
 
 def new_inputs(data: Any, model: Any, inputs: Any, num_data: int | None) -> Inputs:

@@ -19,7 +19,7 @@ from pyro.distributions.util import is_identically_zero
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Independent, constraints
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..engine.noise import kept_generators
@@ -175,13 +175,23 @@ def is_point_estimate(site: Any) -> bool:
     return isinstance(fn, pyro.distributions.Delta) and not bool(torch.as_tensor(fn.log_density != 0).any())
 
 
-def check_new(model: Any, data: Any, *, fallback: bool = True) -> None:
-    """Lets a model refuse data that it is asked about; what it can learn from may be less.
+def base_of(fn: Any) -> Any:
+    """A distribution without the wrapper that counts its event dimensions."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn
+
+
+def check_data(model: Any, data: Any, *, new: bool = False) -> None:
+    """Lets a model refuse data, in the words of its own `check`.
 
     Args:
-        fallback: whether a model that says nothing of new data is asked as if it had to learn from them.
+        new: whether it is only asked about them. Where a model cannot learn from all such data (a single class, no label) it has a
+            `check_new` beside its `check`.
     """
-    check = getattr(model, "check_new", getattr(model, "check", None) if fallback else None)
+    check = getattr(model, "check", None)
+    if new:
+        check = getattr(model, "check_new", check)
     if callable(check):
         check(data)
 

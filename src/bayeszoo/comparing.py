@@ -16,7 +16,7 @@ from .fitting import in_precision
 from .inference import Fit
 from .inference.draws import chunk_size
 from .inference.target.density import EachDraw, log_likelihood
-from .inference.target.program import describe
+from .inference.target.program import check_data, describe
 
 #: Draws behind the errors of means and sds: a Monte Carlo error of 0.016 sds and 1.1 %.
 DRAWS = 4_000
@@ -165,9 +165,7 @@ def _check_guides(model: Any, data: Any, named: Mapping[str, Any], options: Mapp
     from . import guides as families
     from .inference.target.program import quiet
 
-    check = getattr(model, "check", None)
-    if callable(check):
-        check(data)
+    check_data(model, data)
     for name, guide in named.items():
         line = families.in_words(guide) if isinstance(guide, Mapping) else guide
         if isinstance(line, str):

@@ -11,7 +11,7 @@ from torch import nn
 
 from . import guides, inference
 from .catalog import entry_of
-from .inference.target.program import describe
+from .inference.target.program import check_data, describe
 
 #: More latents than this and an unnamed guide is mean field instead of full rank.
 FULL_RANK_BELOW = 200
@@ -96,9 +96,7 @@ def fit(
         ValueError: one sentence for what was wrong, before anything is trained.
         NonFiniteError: the loss or a gradient became NaN or infinite; `error.fit` holds the last finite state.
     """
-    check = getattr(model, "check", None)
-    if callable(check):
-        check(data)
+    check_data(model, data)
     if guide is None:
         guide = matching_guide(in_precision(model, data), data)
     name = ""

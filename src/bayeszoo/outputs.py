@@ -9,6 +9,7 @@ from typing import Any
 from .catalog import entry_of
 from .inference import Fit
 from .inference.checkpoint import check_folder, save, versions
+from .inference.prediction.picture_statistics import plane
 from .models import VAE
 
 #: Latents with more values than this are left out of the JSON object; the netCDF file has them.
@@ -109,7 +110,9 @@ def _autoencoder(fit: Fit) -> dict[str, Any]:
     drawn: dict[str, Any] = {}
     if fit.model.latents >= 2:
         drawn["codes"] = plots.plot_codes(fit)
-    if len(fit.model.shape) == 1 and math.isqrt(fit.model.shape[0]) ** 2 != fit.model.shape[0]:
+    try:
+        plane(fit.model.shape, None)
+    except ValueError:  # a vector that is no square
         return drawn
     drawn |= {
         "samples": plots.plot_samples(fit),

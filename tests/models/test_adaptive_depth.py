@@ -358,3 +358,19 @@ def test_depths_that_the_prior_all_but_forbids_stay_forbidden(prior: Any) -> Non
             progress=False,
         )  # fmt: skip
         assert learned.loss >= exact - 1e-5 * exact - 4 * learned.loss_error
+
+
+def test_q_of_the_depth_of_new_inputs() -> None:
+    fit = bz.fit(
+        bz.models.AdaptiveDepthResNet(residual_mlp(2, 3, 2, 4)), spiral(), {"z": "amortized"}, discrete="guide", steps=5, compile=False,
+        progress=False,
+    )  # fmt: skip
+    new = spiral(30, seed=1)
+    probs = fit.latent_probs(new.inputs["x"])
+    assert probs.shape == (30, 3)
+    with torch.no_grad():
+        assert torch.equal(probs, fit.guide.probs("z", x=new.inputs["x"].to(fit.dtype)))
+    one_class = bz.data.Data({"x": new.inputs["x"]}, torch.zeros(30).long(), num_classes=3)
+    assert torch.equal(fit.latent_probs(one_class), probs)
+    with pytest.raises(ValueError, match=r"shape \(N, 2\)"):
+        fit.latent_probs(torch.zeros(3, 4))

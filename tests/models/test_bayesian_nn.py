@@ -193,3 +193,14 @@ def test_bad_input(what: str) -> None:
     make, message = BAD[what]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("likelihood", "width"), [("categorical", 2), ("bernoulli", 1)])
+def test_held_out_data_may_be_of_one_class_and_are_checked(likelihood: str, width: int) -> None:
+    x = torch.randn(20, 2)
+    train, held_out = (bz.data.Data({"x": x}, y) for y in ((x[:, 0] > 0).long(), torch.ones(20).long()))
+    model = BayesianNN(networks.mlp(2, [4], width), likelihood)
+    options = {"steps": 3, "compile": False, "progress": False}
+    assert bz.fit(model, train, "mean_field", validation=held_out, **options).validation_losses
+    with pytest.raises(ValueError, match=r"0 or 1|from 0 to 1"):
+        bz.fit(model, train, "mean_field", validation=bz.data.Data({"x": x}, 2 * held_out.observed), **options)

@@ -179,6 +179,12 @@ def test_q_of_the_class_of_new_pictures() -> None:
         fit.latent_probs(x[:, :5])
     with pytest.raises(ValueError, match=r"take \(x \+ 1\) / 2"):
         fit.latent_probs(2 * x - 1)
+    # Grey pixels have no probability here, but a class: the chances that a picture is drawn from, say.
+    grey = 0.9 * x + 0.05
+    with torch.no_grad():
+        assert torch.equal(fit.latent_probs(grey), fit.guide.probs(x=grey))
+    with pytest.raises(ValueError, match="these are grey"):
+        fit.log_marginal(grey)
 
 
 def test_dropout_in_a_classifier_of_ones_own_is_for_training_alone() -> None:

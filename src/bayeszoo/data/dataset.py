@@ -226,7 +226,7 @@ class Data:
             ValueError: if the batch size is not between 1 and the number of rows, or not that of the streams.
         """
         if self.streams is None:
-            return iter(batch_indices(len(self), batch_size, seed, epoch, self.device))
+            return iter(self.epoch(batch_size, seed, epoch))
         if batch_size != sum(self.stream_sizes):
             raise ValueError(
                 f"these data come in streams of {' and '.join(map(str, self.stream_sizes))} rows a batch, so batch_size must be "

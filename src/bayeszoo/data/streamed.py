@@ -202,7 +202,11 @@ class StreamedData:
 
     def batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
         """Yields row numbers, shape `(batch_size,)`, as `Data.batches` does."""
-        return iter(batch_indices(len(self), batch_size, seed, epoch, self.to_device))
+        return iter(self.epoch(batch_size, seed, epoch))
+
+    def epoch(self, batch_size: int, seed: int, epoch: int) -> Tensor:
+        """Returns all batches of an epoch at once, row numbers `(steps, batch_size)`, as `Data.epoch` does."""
+        return batch_indices(len(self), batch_size, seed, epoch, self.to_device)
 
     def split(self, fraction: float, seed: int) -> tuple[StreamedData, StreamedData]:
         """Returns a random part of `round(fraction * N)` rows and the others, both streamed."""
