@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .draws import chunk_size
-from .prediction.new_inputs import check_scale, new_inputs, observed_site
+from .prediction.new_inputs import check_scale, new_inputs, new_observations, observed_site
 from .prediction.prediction import Prediction
 from .prediction.predictive import predictive
 from .run import Run
@@ -192,6 +192,8 @@ class Fit:
                     f"guide '{self.guide.family}' knows the observations of the training data alone; leave out the data, or fit with "
                     "guide='amortized'"
                 )
+            if isinstance(data, Tensor):
+                data = new_observations(self.data, data)
             where = data.to(self.device, self.dtype)
             check_data(self.model, where, new=True)
         draws = self.run.draws(where, n, self._seed(seed, 11), score=False)

@@ -139,6 +139,10 @@ def pixel_numbers(generator: nn.Module, codes: Tensor, shape: tuple[int, ...], p
 
 def check_pictures(x: Tensor, shape: tuple[int, ...], pixels: Pixels, *, drawn: bool = True) -> None:
     """Raise ValueError where pictures have another shape, or pixels outside of what can be drawn, or, undrawn, of their range."""
+    if tuple(x.shape) == shape:
+        raise ValueError(
+            f"these pictures have the shape {shape}, which is that of a single one; give (N, ...) of them, x[None] for one"
+        )
     if tuple(x.shape[1:]) != shape:
         raise ValueError(
             f"the model is of pictures of shape {shape}, and these have {tuple(x.shape[1:])}; make it with shape={tuple(x.shape[1:])}"

@@ -123,6 +123,31 @@ def test_codes_are_coloured_by_class_and_planes_are_for_two(fit: bz.inference.Fi
     assert plots.plot_codes(two).get_xlabel() == "$z_1$"
 
 
+def test_pictures_may_be_given_as_they_are_and_labels_as_words(fit: bz.inference.Fit) -> None:
+    x = fit.data.observed[:40]
+    bare = bz.data.Data({}, x)
+    assert torch.equal(fit.active_units(x, n=10).codes, fit.active_units(bare, n=10).codes)
+    assert np.array_equal(shown(plots.plot_reconstructions(fit, x, 5)), shown(plots.plot_reconstructions(fit, bare, 5)))
+    ax = plots.plot_codes(fit, x, labels=["odd", "even"] * 20)
+    assert [text.get_text() for text in ax.texts] == ["even", "odd"]
+    assert len(ax.lines[0].get_xdata()) == 20
+
+
+def test_bad_arguments(fit: bz.inference.Fit) -> None:
+    bad = {
+        "columns must be a whole number": lambda: plots.plot_samples(fit, columns=0),
+        "n must be a whole number of at least 1, got -1": lambda: plots.plot_samples(fit, -1),
+        "n must be a whole number of at least 1, got 0": lambda: plots.plot_reconstructions(fit, n=0),
+        r"for each of the 300 observations, got shape \(3,\)": lambda: plots.plot_codes(fit, labels=[1, 2, 3]),
+        "from 0 to 299, got 10000": lambda: plots.plot_traversals(fit, row=10_000),
+        r"of a single one; give \(N, ...\) of them, x\[None\]": lambda: fit.log_marginal(fit.data.observed[0]),
+        r"bz.data.Data\({}, x\) for a model without inputs": lambda: bz.fit(fit.model, fit.data.observed, "amortized"),
+    }
+    for message, call in bad.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 def test_other_models_are_refused() -> None:
     flips = bz.data.load("coin_flips")
     coin = bz.fit(bz.models.CoinFlip(), flips, "beta", progress=False)

@@ -85,6 +85,7 @@ class LogMarginal:
         return len(self.values)
 
     def __str__(self) -> str:
+        error = "" if math.isnan(self.error) else f" ± {self.error:.2g}"
         doubt = "; k-hat was not looked at"
         if not bool(self.k_hat.isnan().all()):
             limit = threshold(self.k)
@@ -92,7 +93,7 @@ class LogMarginal:
             doubt = f"; k-hat above {limit:.2g} for {bad} of {len(self)}" if bad else ""
         bits = "" if self.density else f" ({self.bits_per_dim:.3f} bits a dimension)"
         return (
-            f"log p(x) = {self.mean:.2f} ± {self.error:.2g} nats{bits} over {len(self)} observations, "
+            f"log p(x) = {self.mean:.2f}{error} nats{bits} over {len(self)} observations, "
             f"{self.k} draws each, {float(self.ess.median()):.0f} effective; ELBO {float(self.elbo.mean()):.2f}, gap {self.gap:.2f}{doubt}"
         )
 

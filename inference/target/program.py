@@ -189,6 +189,11 @@ def check_data(model: Any, data: Any, *, new: bool = False) -> None:
         new: whether it is only asked about them. Where a model cannot learn from all such data (a single class, no label) it has a
             `check_new` beside its `check`.
     """
+    if not hasattr(data, "bind"):
+        raise ValueError(
+            f"data must be bz.data.Data, or anything with its methods, got {type(data).__name__}; make them with bz.data.Data({{'x': x}}, y), "
+            "or bz.data.Data({}, x) for a model without inputs"
+        )
     check = getattr(model, "check", None)
     if new:
         check = getattr(model, "check_new", check)

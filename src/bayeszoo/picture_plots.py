@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from .data import Data
 from .figure import GREY, open_axes
 from .inference import Fit
+from .inference.prediction.new_inputs import new_observations
 from .inference.prediction.picture_statistics import plane
 
 
@@ -32,6 +34,7 @@ def plot_pictures(
     if pictures.dim() < 2 or not len(pictures):
         raise ValueError(f"pictures must have the shape (N, ...) with at least one of them, got {tuple(pictures.shape)}")
     channels, height, width = plane(tuple(pictures.shape[1:]), size)
+    _check_count("columns", columns)
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     found = pictures.detach().cpu().float().reshape(-1, channels, height, width).clamp(0, 1)
@@ -53,18 +56,23 @@ def plot_pictures(
 def plot_samples(fit: Fit, n: int = 60, *, columns: int = 10, seed: int = 0, ax: Axes | None = None) -> Axes:
     """Expected pictures of n codes that are drawn from the prior; drawn pixels are `fit.predict(num_data=n, n=1).draws[0]`."""
     decode, width = _decoder(fit)
+    _check_count("n", n)
     codes = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
     return plot_pictures(decode(codes), columns=columns, title="codes drawn from the prior, decoded", ax=ax)
 
 
-def plot_reconstructions(fit: Fit, data: Data | None = None, n: int = 20, *, columns: int = 10, ax: Axes | None = None) -> Axes:
+def plot_reconstructions(
+    fit: Fit, data: Data | Tensor | None = None, n: int = 20, *, columns: int = 10, ax: Axes | None = None
+) -> Axes:
     """The first n pictures, and under each row of them what is decoded from their codes' posterior means.
 
     Args:
         data: pictures; None takes the training data.
     """
     decode, _ = _decoder(fit)
-    some = (fit.data if data is None else data).select(slice(0, n))
+    _check_count("n", n)
+    _check_count("columns", columns)
+    some = _observations(fit, data).select(slice(0, n))
     originals = some.observed_dict(fit.model)["x"].cpu()
     again = decode(fit.active_units(some).codes).reshape(originals.shape)
     columns = min(columns, len(originals))
@@ -79,20 +87,21 @@ def plot_plane(fit: Fit, n: int = 17, *, ax: Axes | None = None) -> Axes:
         raise ValueError(
             f"the plane of codes is for two latents, and this model has {width}; see plot_traversals or plot_codes"
         )
+    _check_count("n", n)
     quantiles = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(n) + 0.5) / n)
     across, up = torch.meshgrid(quantiles, quantiles.flip(0), indexing="xy")
     return plot_pictures(decode(torch.stack([across, up], -1).reshape(-1, 2)), columns=n, title="decoded codes", ax=ax)
 
 
-def plot_codes(fit: Fit, data: Data | None = None, labels: Any = None, *, ax: Axes | None = None) -> Axes:
+def plot_codes(fit: Fit, data: Data | Tensor | None = None, labels: Any = None, *, ax: Axes | None = None) -> Axes:
     """Posterior means of codes as points, coloured by class; of more than two latents the two principal components.
 
     Args:
         data: observations; None takes the training data.
         labels: (N,) classes; None takes the data's own, which `unsupervised()` and `partly_labelled()` put aside.
     """
-    data = fit.data if data is None else data
-    codes = fit.active_units(data).codes.double()
+    shown = _observations(fit, data)
+    codes = fit.active_units(shown).codes.double()
     names = ("$z_1$", "$z_2$")
     if codes.shape[1] > 2:
         centred = codes - codes.mean(0)
@@ -103,14 +112,16 @@ def plot_codes(fit: Fit, data: Data | None = None, labels: Any = None, *, ax: Ax
     if codes.shape[1] < 2:
         raise ValueError("a plane of codes needs at least two latents, and this model has one")
     if labels is None:
-        labels = next((data.truth[key] for key in ("y", "c") if key in data.truth), None)
+        labels = next((shown.truth[key] for key in ("y", "c") if key in shown.truth), None)
     ax = open_axes(ax, size=(5.6, 5.6))
     if labels is None:
         ax.plot(*codes.T.numpy(), "o", ms=3, color=GREY, alpha=0.7)
     else:
-        classes = torch.as_tensor(labels).cpu()
-        for k, label in enumerate(classes.unique().tolist()):
-            at = codes[classes == label]
+        classes = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+        if classes.shape != (len(codes),):
+            raise ValueError(f"labels must be one class for each of the {len(codes)} observations, got shape {classes.shape}")
+        for k, label in enumerate(np.unique(classes).tolist()):
+            at = codes[torch.from_numpy(classes == label)]
             ax.plot(*at.T.numpy(), "o", ms=3, color=plt.get_cmap("tab10")(k % 10), alpha=0.6)
             middle = at.median(0).values
             ax.text(float(middle[0]), float(middle[1]), str(label), size=14, weight="bold", ha="center", va="center")
@@ -119,7 +130,7 @@ def plot_codes(fit: Fit, data: Data | None = None, labels: Any = None, *, ax: Ax
 
 
 def plot_traversals(
-    fit: Fit, data: Data | None = None, row: int = 0, *, reach: float = 2.5, columns: int = 11, ax: Axes | None = None
+    fit: Fit, data: Data | Tensor | None = None, row: int = 0, *, reach: float = 2.5, columns: int = 11, ax: Axes | None = None
 ) -> Axes:
     """One number of a code at a time, from -reach to reach, the others as in one observation's; the most active number in the first row.
 
@@ -128,12 +139,27 @@ def plot_traversals(
         row: whose code.
     """
     decode, width = _decoder(fit)
+    _check_count("columns", columns)
     units = fit.active_units(data)
+    if not 0 <= row < len(units.codes):
+        raise ValueError(f"row is the number of an observation, from 0 to {len(units.codes) - 1}, got {row!r}")
     moved = units.codes[row].float().repeat(width, columns, 1)
     for k, unit in enumerate(units.order.tolist()):
         moved[k, :, unit] = torch.linspace(-reach, reach, columns)
     title = f"latents from {-reach:g} to {reach:g}, the most active first ({units.count} of {width} active)"
     return plot_pictures(decode(moved.flatten(0, 1)), columns=columns, title=title, ax=ax)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def _observations(fit: Fit, data: Any) -> Any:
+    """The data that a figure shows: pictures given as they are become data like the training data."""
+    if data is None:
+        return fit.data
+    return new_observations(fit.data, data) if isinstance(data, Tensor) else data
 
 
 def _row(originals: Tensor, again: Tensor, k: int, columns: int) -> list[Tensor]:
