@@ -148,6 +148,24 @@ def test_bad_arguments(fit: bz.inference.Fit) -> None:
             call()
 
 
+def test_styles_stand_right_of_their_pictures(fit: bz.inference.Fit) -> None:
+    x = (torch.rand(40, 4, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    data = bz.data.Data({"x": x}, torch.arange(40) % 3).partly_labelled(range(6))
+    model = bz.models.SemiSupervisedVAE(4, 3, latents=2, hidden=(5,))
+    m2 = bz.fit(model, data, "semi_supervised", steps=10, compile=False, progress=False)
+    image = shown(plots.plot_styles(m2, n=2)).reshape(2, 3, 4, 3)[:, :2, :, :2]
+    tiles = torch.as_tensor(image).permute(0, 2, 1, 3).reshape(2, 4, 4)
+    torch.testing.assert_close(tiles[:, 0], x[:2])
+    with torch.no_grad():
+        z = m2.sample(1, data=m2.data.select(slice(0, 2)))["z"][0]
+        torch.testing.assert_close(tiles[1, 3], m2.model.decode(z[1:], torch.tensor([2]))[0])
+    assert shown(plots.plot_styles(m2, x[:3])).shape == (9, 12)
+    with pytest.raises(ValueError, match="the model is SemiSupervisedVAE; see plot_styles"):
+        plots.plot_samples(m2)
+    with pytest.raises(ValueError, match="and the model is VAE"):
+        plots.plot_styles(fit)
+
+
 def test_other_models_are_refused() -> None:
     flips = bz.data.load("coin_flips")
     coin = bz.fit(bz.models.CoinFlip(), flips, "beta", progress=False)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import linecache
 import random
 import sys
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from .attributes import Attributes, tensors_in
 from .mapped import PlainLosses
 from .patched import patched
 
@@ -100,7 +100,7 @@ def capture(
 
     make_fx(torch.zeros, tracing_mode="real")(1)  # what torch imports now draws from NumPy's generator, not the model
     changing = list(changing)
-    before = _attributes(modules)
+    attributes = Attributes(modules)
     generators = _generators()
     reads = _Reads(changing, None if fixed is None else list(fixed))
     try:
@@ -112,13 +112,17 @@ def capture(
         raise Uncapturable(explain(error)) from error
     if reads.refused is not None:  # the model caught it
         raise reads.refused
-    after = _attributes(modules)
     if _generators() != generators:
         raise Uncapturable(f"the model draws from Python's or NumPy's random generator{_line_of_generator(step)}")
-    changed = [name for name in after if name not in before or before[name] != after[name]]
+    changed = attributes.changed()
     if changed:
-        raise Uncapturable(f"the attribute '{changed[0]}' changes at every call, and a graph holds one value of it")
+        raise Uncapturable(f"the attribute '{changed}' changes at every call, and a graph holds one value of it")
     graph = _lift(module)
+    replaced = attributes.replaced(graph.inputs)
+    if replaced:
+        raise Uncapturable(
+            f"the attribute '{replaced}' is another tensor after every call, and a graph holds one; update it in place (copy_, add_)"
+        )
     for node in graph.module.graph.nodes:
         if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()) and not _static_mask(node):
             raise Uncapturable(f"the shape of what {node.target} returns depends on values")
@@ -234,8 +238,8 @@ class _Reads(TorchFunctionMode):
         from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
         operation = _READS.get(func) or _SHAPES.get(func)
-        if func is torch.Tensor.__getitem__ and any(_is_mask(t) for t in _tensors(args[1])):
-            if any(self._changes(t) for t in _tensors(args[1])):
+        if func is torch.Tensor.__getitem__ and any(_is_mask(t) for t in tensors_in(args[1])):
+            if any(self._changes(t) for t in tensors_in(args[1])):
                 operation = "indexing with a mask"
             else:
                 with disable_proxy_modes_tracing():
@@ -245,7 +249,7 @@ class _Reads(TorchFunctionMode):
             operation = "torch.where with a condition alone"
         if operation is None:
             return func(*args, **kwargs)
-        if any(self._changes(t) for t in _tensors((args, kwargs))):
+        if any(self._changes(t) for t in tensors_in((args, kwargs))):
             kind = "its value differs" if func in _READS else "the shape of its result differs"
             self.refused = Uncapturable(
                 f"{operation} is used on a tensor that depends on draws, parameters or the batch, so {kind} from step to step{_here()}"
@@ -294,64 +298,6 @@ def _without_masks(index: Any) -> tuple[Any, ...]:
     for part in index if isinstance(index, tuple) else (index,):
         parts += part.nonzero(as_tuple=True) if isinstance(part, Tensor) and _is_mask(part) else [part]
     return tuple(parts)
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from _tensors(item)
-    elif isinstance(tree, dict):
-        yield from _tensors(tuple(tree.values()))
-
-
-def _attributes(modules: Sequence[Any]) -> dict[str, Any]:
-    """What can be compared among the attributes of modules, and in the closures and globals of functions."""
-    found: dict[str, Any] = {}
-
-    def note(name: str, value: Any) -> None:
-        content = _content(value)
-        if content is not None:
-            found[name] = content
-
-    for part in modules:
-        if isinstance(part, nn.Module):
-            for path, module in part.named_modules():
-                for name, value in vars(module).items():
-                    if not name.startswith("__") and name not in _MODULE_INTERNALS:
-                        note(f"{path}.{name}".lstrip("."), value)
-        function = getattr(part, "__func__", part)
-        code, space = getattr(function, "__code__", None), getattr(function, "__globals__", {})
-        for name in getattr(code, "co_names", ()):
-            note(name, space.get(name))
-        for name, cell in zip(
-            getattr(getattr(function, "__code__", None), "co_freevars", ()),
-            getattr(function, "__closure__", None) or (),
-            strict=False,
-        ):
-            with contextlib.suppress(ValueError):
-                note(name, cell.cell_contents)
-    return found
-
-
-#: What modules keep of themselves.
-_MODULE_INTERNALS = frozenset(vars(nn.Module())) | {"_pyro_name", "_pyro_context", "_pyro_params", "_pyro_samples"}
-
-
-def _content(value: Any, depth: int = 0) -> Any:
-    """What can be compared of a Python value: numbers and texts, in containers too, and where generators stand; else None."""
-    if isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple, set, frozenset)) and depth < 3:
-        return type(value).__name__, len(value), tuple(_content(item, depth + 1) for item in list(value)[:100])
-    if isinstance(value, dict) and depth < 3:
-        return len(value), tuple((str(key), _content(item, depth + 1)) for key, item in list(value.items())[:100])
-    if isinstance(value, np.random.Generator):
-        return str(value.bit_generator.state)
-    if isinstance(value, itertools.count):
-        return repr(value)
-    return None
 
 
 def _is_library(filename: str) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .attributes import kept_attributes
 from .capture import Graph, Uncapturable, capture, explain, run_on
 from .inductor import Compiled, compile_graph, compiler_lock, lacking_compiler, prepared
 from .invariants import hoist
@@ -91,7 +92,7 @@ class Compiler:
         done = len(loop.history.losses)
         # A run to convergence is expected to take as long again as it has taken.
         to_come = done if loop.total_steps is None else loop.total_steps - done
-        self._nodes = self._nodes or _nodes(loop, [b for m in self.modules if isinstance(m, nn.Module) for b in m.buffers()])
+        self._nodes = self._nodes or _nodes(loop, self.modules)
         return to_come * self._nodes * EAGER_SECONDS > COMPILE_SECONDS + self._nodes * COMPILE_SECONDS_A_NODE
 
     def _engine(self, loop: Loop) -> Engine:
@@ -102,7 +103,7 @@ class Compiler:
             raise Uncapturable("the optimiser has hooks, or a step of its own, whose Python a graph would not run")
         try:
             step = Step(loop, self.modules, self.streamed)
-            with prepared(loop.leaves[0].device), kept_generators():
+            with prepared(loop.leaves[0].device), kept_generators(), kept_attributes(self.modules):
                 graph = step.capture()
                 step.find_disturbance()
                 if self.mode == "auto" and graph.size > LARGEST:
@@ -126,13 +127,10 @@ def _has_hooks(optimizer: Any) -> bool:
     return any(hooks) or "step" in vars(optimizer)
 
 
-def _nodes(loop: Loop, buffers: Sequence[Tensor]) -> int:
-    """Size of the autograd graph of one step, which leaves the buffers as they were."""
-    kept = [b.clone() for b in buffers]
-    with kept_generators():
+def _nodes(loop: Loop, modules: Sequence[Any]) -> int:
+    """Size of the autograd graph of one step, which leaves the modules as they were."""
+    with kept_generators(), kept_attributes(modules):
         surrogate, _ = loop.evaluate(loop.batch(loop.tables.rows[0].index), loop.tables.rows[0])
-    for buffer, value in zip(buffers, kept, strict=True):
-        buffer.copy_(value)
     seen, todo = set(), [surrogate.grad_fn]
     while todo:
         node = todo.pop()

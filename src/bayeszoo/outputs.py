@@ -10,7 +10,7 @@ from .catalog import entry_of
 from .inference import Fit
 from .inference.checkpoint import check_folder, save, versions
 from .inference.prediction.picture_statistics import plane
-from .models import VAE
+from .models import VAE, SemiSupervisedVAE
 
 #: Latents with more values than this are left out of the JSON object; the netCDF file has them.
 MOST_VALUES = 10_000
@@ -100,6 +100,8 @@ def figures(fit: Fit, folder: Path) -> list[Path]:
         drawn["residuals"] = plots.plot_residual_check(fit)
     if isinstance(fit.model, VAE):
         drawn |= _autoencoder(fit)
+    if isinstance(fit.model, SemiSupervisedVAE) and _square(fit.model.shape):
+        drawn["styles"] = plots.plot_styles(fit)
     return plots.save(drawn, folder)
 
 
@@ -110,9 +112,7 @@ def _autoencoder(fit: Fit) -> dict[str, Any]:
     drawn: dict[str, Any] = {}
     if fit.model.latents >= 2:
         drawn["codes"] = plots.plot_codes(fit)
-    try:
-        plane(fit.model.shape, None)
-    except ValueError:  # a vector that is no square
+    if not _square(fit.model.shape):
         return drawn
     drawn |= {
         "samples": plots.plot_samples(fit),
@@ -122,6 +122,15 @@ def _autoencoder(fit: Fit) -> dict[str, Any]:
     if fit.model.latents == 2:
         drawn["plane"] = plots.plot_plane(fit)
     return drawn
+
+
+def _square(shape: tuple[int, ...]) -> bool:
+    """Whether pictures of this shape can be shown: their pixels lie in rows and columns, or are as many as those of a square."""
+    try:
+        plane(shape, None)
+    except ValueError:
+        return False
+    return True
 
 
 def _marginals(fit: Fit, sites: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from .figure import GREY, open_axes
 from .inference import Fit
 from .inference.prediction.new_inputs import new_observations
 from .inference.prediction.picture_statistics import plane
+from .models import SemiSupervisedVAE
 
 
 def plot_pictures(
@@ -150,6 +151,26 @@ def plot_traversals(
     return plot_pictures(decode(moved.flatten(0, 1)), columns=columns, title=title, ax=ax)
 
 
+def plot_styles(fit: Fit, data: Data | Tensor | None = None, n: int = 8, *, ax: Axes | None = None) -> Axes:
+    """The first n pictures of a `SemiSupervisedVAE`, and right of each its style, decoded as every class (Kingma et al. 2014, figure 1).
+
+    Args:
+        data: pictures; None takes the training data.
+    """
+    if not isinstance(fit.model, SemiSupervisedVAE):
+        raise ValueError(
+            f"styles are what a SemiSupervisedVAE knows beside the class, and the model is {type(fit.model).__name__}"
+        )
+    _check_count("n", n)
+    some = _observations(fit, data).select(slice(0, n))
+    originals, classes = some.observed_dict(fit.model)["x"].cpu(), fit.model.classes
+    z = fit.sample(1, data=some)["z"][0]
+    with torch.no_grad():
+        again = fit.model.decode(z.repeat_interleave(classes, 0), torch.arange(classes).repeat(len(z))).cpu()
+    rows = torch.cat([originals.unsqueeze(1), again.unflatten(0, (-1, classes)).to(originals)], 1)
+    return plot_pictures(rows.flatten(0, 1), columns=classes + 1, title="a picture, and its style as every class", ax=ax)
+
+
 def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
@@ -174,6 +195,7 @@ def _decoder(fit: Fit) -> tuple[Any, int]:
     if not hasattr(fit.model, "decode") or len(fit.program.latents) != 1 or len(latents) != 1:
         raise ValueError(
             f"these figures are of a VAE, whose codes are decoded to pictures, and the model is {type(fit.model).__name__}"
+            + ("; see plot_styles" if isinstance(fit.model, SemiSupervisedVAE) else "")
         )
 
     def decode(codes: Tensor) -> Tensor:

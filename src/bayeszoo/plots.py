@@ -31,6 +31,7 @@ from .picture_plots import plot_pictures as plot_pictures
 from .picture_plots import plot_plane as plot_plane
 from .picture_plots import plot_reconstructions as plot_reconstructions
 from .picture_plots import plot_samples as plot_samples
+from .picture_plots import plot_styles as plot_styles
 from .picture_plots import plot_traversals as plot_traversals
 
 type Array = NDArray[np.float64]

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import random
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -423,6 +424,49 @@ def test_attribute_that_counts_is_named() -> None:
     _, data = slope()
     with pytest.raises(ValueError, match="the attribute 'calls' changes at every call"):
         bz.fit(Counter(), data, "mean_field", steps=60, progress=False, compile=True)
+
+
+class Rebinds(Slope):
+    """Puts another tensor in the place of its buffer, of an attribute, or of one in a dictionary."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where, self.last = where, torch.zeros((), dtype=torch.float64)
+        self.kept = {"mean": self.last}
+        self.register_buffer("mean", self.last)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        held = {"mean": self.mean, "last": self.last, "kept": self.kept["mean"], "unread": torch.zeros(())}[self.where]
+        new = 0.9 * held + 0.1 * x.mean() + 0.01
+        if self.where == "mean":
+            self.mean = new
+        elif self.where == "kept":
+            self.kept = {"mean": new}
+        else:
+            self.last = new
+        return super().forward(x + new, y)
+
+
+@pytest.mark.parametrize("where", ["mean", "last", "kept"])
+def test_a_tensor_that_is_replaced_instead_of_updated_is_named(where: str, eager_is_dear: None) -> None:
+    _, data = slope()
+    fits = []
+    with pytest.raises(ValueError, match=f"the attribute '{where}' is another tensor after every call"):
+        bz.fit(Rebinds(where), data, "mean_field", steps=60, progress=False, compile=True)
+    for compile in (False, "auto"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", bz.inference.NotCompiledWarning)
+            fits.append(bz.fit(Rebinds(where), data, "mean_field", steps=60, progress=False, compile=compile))
+    # What the attempt replaced has been put back.
+    assert fits[0].losses == fits[1].losses
+    assert torch.equal(fits[0].model.mean, fits[1].model.mean)
+
+
+def test_a_tensor_that_is_kept_and_never_read_may_be_replaced(uncompiled: None) -> None:
+    _, data = slope()
+    a, b = (bz.fit(Rebinds("unread"), data, "mean_field", steps=60, progress=False, compile=c) for c in (False, True))
+    assert b.engine == "compiled"
+    assert b.losses == pytest.approx(a.losses, rel=1e-8)
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, eager_is_dear: None) -> None:
