@@ -31,7 +31,7 @@ from .. import machine, results
 from ..compare import say
 from . import plots, uci_report
 from .timing import Timing
-from .warm_up import ELBO_FAMILIES, kl_weight
+from .warm_up import kl_weight
 
 FILES = {"boston": "bostonHousing", "concrete": "concrete", "energy": "energy", "yacht": "yacht"}
 SPLITS = 20
@@ -50,15 +50,18 @@ class Setting:
         prior_scale: standard deviation of weights and biases.
         noise_scale: known sigma in sds of the target; None infers it.
         options: the guide's.
+        warm_up: whether the KL's weight rises from 0 to 1 over the first half of the steps.
     """
 
     prior_scale: float
     noise_scale: float | None = None
     options: tuple[tuple[str, float], ...] = ()
+    warm_up: bool = False
 
     def __str__(self) -> str:
         noise = () if self.noise_scale is None else (("noise", self.noise_scale),)
-        return ", ".join(f"{name} {value:g}" for name, value in (("prior", self.prior_scale), *noise, *self.options))
+        numbers = (f"{name} {value:g}" for name, value in (("prior", self.prior_scale), *noise, *self.options))
+        return ", ".join([*numbers, "warm-up"] if self.warm_up else numbers)
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,14 @@ class Recipe:
     settings: tuple[Setting, ...]
 
 
-def _grid(priors: Sequence[float], noises: Sequence[float | None] = (None,), **options: Sequence[float]) -> tuple[Setting, ...]:
+def _grid(
+    priors: Sequence[float],
+    noises: Sequence[float | None] = (None,),
+    warm_ups: Sequence[bool] = (False,),
+    **options: Sequence[float],
+) -> tuple[Setting, ...]:
     chosen = [tuple(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
-    return tuple(Setting(p, n, o) for o in chosen for p in priors for n in noises)
+    return tuple(Setting(p, n, o, w) for o in chosen for p in priors for n in noises for w in warm_ups)
 
 
 NOISES = (0.05, 0.15, 0.3)
@@ -80,8 +88,8 @@ RECIPES: dict[str, Recipe] = {
     "ensemble": Recipe(3000, _grid((0.3, 1.0), NOISES, members=(5,))),
     "mc_dropout": Recipe(5000, _grid((1.0,), NOISES, rate=(0.01, 0.05))),
     "concrete_dropout": Recipe(5000, _grid((1.0,), NOISES)),
-    "mean_field": Recipe(10_000, _grid((0.5, 1.0, 2.0))),
-    "low_rank": Recipe(10_000, _grid((0.5, 1.0), rank=(10,))),
+    "mean_field": Recipe(10_000, _grid((0.5, 1.0, 2.0), warm_ups=(False, True))),
+    "low_rank": Recipe(10_000, _grid((0.5, 1.0), warm_ups=(False, True), rank=(10,))),
 }
 
 
@@ -151,7 +159,7 @@ def fit_and_score(
     model = bz.models.BayesianNN(net, "gaussian", prior=prior, noise_scale=setting.noise_scale)
     fit = bz.fit(
         model, data, guide, guide_options=dict(setting.options), steps=steps, batch_size=min(BATCH, len(data)), optimizer=LEARNING_RATE,
-        schedule="cosine", kl_weight=kl_weight if guide in ELBO_FAMILIES else None, seed=seed, device="cpu", progress=False,
+        schedule="cosine", kl_weight=kl_weight if setting.warm_up else None, seed=seed, device="cpu", progress=False,
         compile=compile,
     )  # fmt: skip
     scores: Any = fit.predict(inputs, n=draws).scores(outcomes)
@@ -220,7 +228,7 @@ def measure(
         scores.append(score)
         chosen.append(str(setting))
     return {
-        "steps": recipe.steps, "warm_up": guide in ELBO_FAMILIES, "splits": list(splits), "chosen": chosen, "each": each, "validation": looked,
+        "steps": recipe.steps, "splits": list(splits), "chosen": chosen, "each": each, "validation": looked,
         "scores": [asdict(s) for s in scores], "timing": timing.summary(), "choosing": choosing.summary(),
     }  # fmt: skip
 

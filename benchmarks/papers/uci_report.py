@@ -65,7 +65,6 @@ def render(found: Sets) -> str:
             table(["published", *found], verdicts),
             "## What validation chose",
             _how(found),
-            *warmed(found),
             table(["family", *found], chosen),
             "## Time",
             "One thread, other work on the machine. A fit is everything from making the model to its test score; the graph that the "
@@ -95,19 +94,9 @@ def _how(found: Sets) -> str:
     return (
         "The setting with the highest log likelihood on a held-out fifth of training rows, averaged over random 80/20 splits of them, "
         f"from the grid in `benchmarks/papers/uci.py`. {who} No test row of a split that chooses is looked at. `prior` is the "
-        "standard deviation of weights and biases, `noise` a known sigma in sds of the target (inferred where it is missing)."
+        "standard deviation of weights and biases, `noise` a known sigma in sds of the target (inferred where it is missing), `warm-up` a weight of the KL that "
+        "rises from 0 to 1 over the first half of the steps, so that the end is the untempered ELBO either way."
     )
-
-
-def warmed(found: Sets) -> list[str]:
-    """Which fits trained with a rising KL weight, from what each cell recorded: cells of one table may be of different runs."""
-    places = [f"`{guide}` on {name}" for name, cells in found.items() for guide, cell in cells.items() if cell["warm_up"]]
-    if not places:
-        return []
-    return [
-        f"Trained with the KL's weight rising from 0 to 1 over the first half of the steps, so that the end is the untempered ELBO: "
-        f"{', '.join(places)}. All others kept it at 1 throughout, or have no KL."
-    ]
 
 
 def _chosen(cell: Mapping[str, Any]) -> str:

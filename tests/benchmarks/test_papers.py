@@ -27,6 +27,7 @@ from benchmarks.papers import (
     uci,
     uci_report,
     vae_mnist,
+    warm_up,
 )
 from benchmarks.papers.published import PUBLISHED, beats
 from benchmarks.papers.timing import Timing, limit
@@ -108,7 +109,6 @@ def cell(rmse: list[float], density: list[float], **more: Any) -> dict[str, Any]
     scores = [{"rmse": r, "log_likelihood": d} for r, d in zip(rmse, density, strict=True)]
     made = {
         "steps": 100,
-        "warm_up": False,
         "splits": [0, 1],
         "chosen": ["prior 1"] * 2,
         "each": False,
@@ -129,11 +129,19 @@ def test_uci_report_says_who_beats_whom() -> None:
     assert "| PBP | 1.02 / -1.63 |" in text
     assert limit(found["yacht"]["map"]["timing"]) == "steps, 60%"
     assert "on the first split's training rows" not in text
-    assert "untempered" not in text
-    part = uci_report.render({"yacht": found["yacht"] | {"low_rank": cell([1.0, 1.0], [-1.0, -1.0], warm_up=True)}})
-    assert "the untempered ELBO: `low_rank` on yacht. All others" in part
     mixed = {"yacht": found["yacht"] | {"map": cell([1.0, 1.0], [-1.0, -1.0], each=True, chosen=["prior 1", "prior 2"])}}
     assert "each split; 1 of 2: prior 1" in uci_report.render(mixed)
+
+
+def test_validation_may_choose_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    real = bz.fit
+    monkeypatch.setattr(uci.bz, "fit", lambda *args, **options: given.append(options["kl_weight"]) or real(*args, **options))
+    recipe = uci.Recipe(5, uci._grid((0.5, 1.0), warm_ups=(False, True)))
+    cell = uci.measure(linear_table(splits=1), "mean_field", recipe, [0], halves=1, compile=False)
+    assert list(cell["validation"][0]) == ["prior 0.5", "prior 0.5, warm-up", "prior 1", "prior 1, warm-up"]
+    assert [weight is not None for weight in given] == [False, True, False, True, "warm-up" in cell["chosen"][0]]
+    assert [warm_up.kl_weight(step, 100) for step in (0, 25, 50, 99)] == [0.0, 0.5, 1.0, 1.0]
 
 
 def test_uci_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
