@@ -68,6 +68,8 @@ def fit(
     check_data(model, data)
     data = data.to(device, dtype)
     dtype = data.dtype if dtype is None else dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"fits run in single or double precision, and this one would in {dtype}; pass dtype=torch.float32")
     batch_size = None if batch_size is not None and batch_size >= len(data) else batch_size
     if batch_size is not None:
         _check_batches(model)

@@ -11,18 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import linecache
 import random
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
@@ -30,13 +25,7 @@ from torch.overrides import TorchFunctionMode
 from .attributes import Attributes, tensors_in
 from .mapped import PlainLosses
 from .patched import patched
-
-_LIBRARIES = tuple(
-    str(Path(p).resolve())
-    for p in (Path(torch.__file__).parent, Path(pyro.__file__).parent, Path(__file__).parents[1], sysconfig.get_path("stdlib"))
-)
-_FRONT = str(Path(__file__).absolute().parents[2])
-_OWN_GUIDES = str(Path(__file__).resolve().parents[2] / "guides")
+from .places import explain, here, is_library, place
 
 
 class Uncapturable(Exception):
@@ -125,7 +114,7 @@ def capture(
         )
     for node in graph.module.graph.nodes:
         if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()) and not _static_mask(node):
-            raise Uncapturable(f"the shape of what {node.target} returns depends on values")
+            raise Uncapturable(f"the shape of what {node.target} returns depends on values{reads.masked}")
     return graph
 
 
@@ -171,6 +160,10 @@ def _lift(module: fx.GraphModule) -> Graph:
     for node in module.graph.nodes:
         if node.op == "get_attr":
             tensor = getattr(module, node.target)
+            if isinstance(tensor, fx.GraphModule):
+                raise Uncapturable(
+                    "the model uses torch.cond, or another operation that chooses among functions by a tensor's value"
+                )
             if not isinstance(tensor, Tensor):
                 raise Uncapturable(f"the model uses a {type(tensor).__name__} of its own, whose state a graph cannot hold")
             if id(tensor) not in placeholders:
@@ -201,6 +194,8 @@ _READS = {
     torch.Tensor.__float__: "float() of a tensor",
     torch.Tensor.__int__: "int() of a tensor",
     torch.Tensor.__index__: "a tensor as an index",
+    torch.Tensor.__dlpack__: "from_dlpack",
+    torch.Tensor.__repr__: "printing a tensor",
     torch.is_nonzero: "torch.is_nonzero",
     torch.equal: "torch.equal",
     torch.allclose: "torch.allclose",
@@ -232,6 +227,8 @@ class _Reads(TorchFunctionMode):
         self.fixed = None if fixed is None else {id(t) for t in fixed}
         self.kept = [*changing, *(fixed or ())]
         self.refused: Uncapturable | None = None
+        #: The line that last wrote where a mask of changing values is true.
+        self.masked = ""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -245,6 +242,12 @@ class _Reads(TorchFunctionMode):
                 with disable_proxy_modes_tracing():
                     index = _without_masks(args[1])
                 return func(args[0], index)
+        if func is torch.Tensor.__setitem__ and any(_is_mask(t) for t in tensors_in(args[1])):
+            if not any(self._changes(t) for t in tensors_in(args[1])):
+                with disable_proxy_modes_tracing():
+                    index = _without_masks(args[1])
+                return func(args[0], index, args[2])
+            self.masked = here()
         if func is torch.where and len(args) == 1 and not kwargs:
             operation = "torch.where with a condition alone"
         if operation is None:
@@ -252,7 +255,7 @@ class _Reads(TorchFunctionMode):
         if any(self._changes(t) for t in tensors_in((args, kwargs))):
             kind = "its value differs" if func in _READS else "the shape of its result differs"
             self.refused = Uncapturable(
-                f"{operation} is used on a tensor that depends on draws, parameters or the batch, so {kind} from step to step{_here()}"
+                f"{operation} is used on a tensor that depends on draws, parameters or the batch, so {kind} from step to step{here()}"
             )
             raise self.refused
         with disable_proxy_modes_tracing():
@@ -300,40 +303,6 @@ def _without_masks(index: Any) -> tuple[Any, ...]:
     return tuple(parts)
 
 
-def _is_library(filename: str) -> bool:
-    if filename.startswith("<"):
-        return True
-    path = str(Path(filename).resolve())
-    if path.startswith(_FRONT) and not path.startswith(str(Path(_FRONT) / "models")):
-        return True
-    return path.startswith((*_LIBRARIES, _OWN_GUIDES)) or ("site-packages" in path and "bayeszoo" not in path)
-
-
-def _place(filename: str, line: int | None) -> str:
-    text = linecache.getline(filename, line or 0).strip()
-    return f" ({Path(filename).name}, line {line}: {text})"
-
-
-def _here() -> str:
-    """The innermost line on the stack that is not a library's."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if not _is_library(frame.f_code.co_filename):
-            return _place(frame.f_code.co_filename, frame.f_lineno)
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
-
-
-def explain(error: Exception) -> str:
-    """The first line of an exception and the innermost line of the user's that led to it."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_library(f.filename)]
-    place = _place(frames[-1].filename, frames[-1].lineno) if frames else ""
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    if "value out of a tracing tensor" in text:
-        text = "a value is read from a tensor"
-    return f"{text}{place}"
-
-
 def _generators() -> tuple[Any, ...]:
     """Where Python's and NumPy's global generators stand."""
     _, key, position, has_normal, normal = np.random.get_state()  # noqa: NPY002
@@ -345,14 +314,14 @@ def _line_of_generator(step: Callable[[], Any]) -> str:
     found: list[str] = []
 
     def watch(frame: Any, event: str, argument: Any) -> Any:
-        if _is_library(frame.f_code.co_filename):
+        if is_library(frame.f_code.co_filename):
             return None
         last = [_generators(), frame.f_lineno]
 
         def lines(frame: Any, event: str, argument: Any) -> Any:
             now = _generators()
             if now != last[0] and not found:
-                found.append(_place(frame.f_code.co_filename, last[1]))
+                found.append(place(frame.f_code.co_filename, last[1]))
             last[:] = [now, frame.f_lineno]
             return lines
 

@@ -103,15 +103,16 @@ class Compiler:
             raise Uncapturable("the optimiser has hooks, or a step of its own, whose Python a graph would not run")
         try:
             step = Step(loop, self.modules, self.streamed)
-            with prepared(loop.leaves[0].device), kept_generators(), kept_attributes(self.modules):
-                graph = step.capture()
-                step.find_disturbance()
-                if self.mode == "auto" and graph.size > LARGEST:
-                    raise Uncapturable(
-                        f"the step has {graph.size} operations, which would take minutes to compile (compile=True does)"
-                    )
-                graph = hoist(graph, step.fixed(graph))
-                step.check(graph)
+            with prepared(loop.leaves[0].device), kept_generators():
+                with kept_attributes(self.modules):
+                    graph = step.capture()
+                    step.find_disturbance()
+                    if self.mode == "auto" and graph.size > LARGEST:
+                        raise Uncapturable(
+                            f"the step has {graph.size} operations, which would take minutes to compile (compile=True does)"
+                        )
+                    graph = hoist(graph, step.fixed(graph))
+                    step.check(graph)
                 return Engine(step, graph, compile_graph(graph))
         except Uncapturable:
             raise
@@ -413,6 +414,10 @@ class Engine:
                 self._run(first, count - 1)
                 torch._foreach_copy_(self.finite, loop.leaves)
                 self._run(first + count - 1, 1)
+            except KeyboardInterrupt:  # the steps of an unfinished block have no losses
+                torch._foreach_copy_(self.step.state, self.saved)
+                torch.set_rng_state(generator)
+                raise
             except Exception as error:  # a shape that turned out to depend on values, memory that ran out
                 torch._foreach_copy_(self.step.state, self.saved)
                 torch.set_rng_state(generator)

@@ -144,8 +144,20 @@ def compile_graph(graph: Graph) -> Compiled:
     return _compiled[key]
 
 
+@contextlib.contextmanager
+def _quiet_logger() -> Iterator[None]:
+    """torch's note on a missing CUDA says nothing here."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@_quiet_logger()
 def _compile(graph: Graph, threads: int) -> Compiled:
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # its note on a missing CUDA says nothing here
     import torch._functorch.config as functorch_config
     import torch._inductor.config as config
     from torch._guards import TracingContext, tracing

@@ -107,6 +107,8 @@ def hessian(log_density: LogDensity, u: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 def _inverse(precision: Tensor) -> tuple[Tensor, bool]:
     """Inverse of a precision matrix in scaled coordinates, its directions without curvature given unit scale."""
+    if not bool(torch.isfinite(precision).all()):  # as little is known as without any curvature
+        return torch.eye(len(precision), dtype=precision.dtype, device=precision.device), False
     diagonal = precision.diagonal().abs()
     scale = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).rsqrt()
     values, vectors = torch.linalg.eigh(precision * scale * scale[:, None])
@@ -236,11 +238,12 @@ def _cholesky(covariance: Tensor) -> Tensor:
     correlation = covariance / sd / sd[:, None]
     eye = torch.eye(len(sd), dtype=sd.dtype, device=sd.device)
     jitter = torch.finfo(sd.dtype).eps
-    while True:
+    while jitter < 1e3:  # a correlation matrix needs far less, unless something in it is not finite
         tril, info = torch.linalg.cholesky_ex(correlation + jitter * eye)
         if int(info) == 0:
             return tril * sd[:, None]
         jitter *= 10
+    return sd.nan_to_num(1.0).diag()
 
 
 def _diagonal_start(log_density: LogDensity, u: Tensor, losses: list[float], *, probes: int = 16) -> Start:

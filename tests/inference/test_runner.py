@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import Tensor
 
 import bayeszoo as bz
 
@@ -309,3 +310,23 @@ def test_a_tight_bound_decides_between_restarts() -> None:
     for run, bound, elbo in zip(fit.runs, (100.0, 90.0), (110.0, 120.0), strict=True):
         run.history.losses[:], run.loss = [bound], elbo
     assert _best(fit.runs) == 1
+
+
+def test_a_gradient_that_is_nan_where_the_fit_begins_is_told() -> None:
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        mean = torch.where(x > 0, torch.log(a.exp() * x.clamp_min(0)), x)  # finite, with a gradient that is not
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    x = torch.linspace(-1, 1, 20)
+    with pytest.raises(bz.inference.NonFiniteError, match=r"gradient .* is not finite at step 1"):
+        bz.fit(model, bz.data.Data({"x": x}, x), "mean_field", steps=10, compile=False, progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(dtype: torch.dtype) -> None:
+    data = bz.data.Data({}, torch.ones(5, dtype=dtype))
+    with pytest.raises(ValueError, match=r"would in torch.b?float16; pass dtype=torch.float32"):
+        bz.fit(bz.models.CoinFlip(), data, "mean_field", steps=10, compile=False, progress=False)
+    assert bz.fit(bz.models.CoinFlip(), data, "mean_field", steps=3, dtype=torch.float32, compile=False, progress=False).losses

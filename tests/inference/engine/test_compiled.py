@@ -311,7 +311,36 @@ def asks_whether_it_is_compiled(a: Tensor, b: Tensor) -> Tensor:
     return a if torch.compiler.is_compiling() else 5 * a
 
 
+_numbers = (1.0 / k for k in range(1, 1_000_000))
+
+
+def takes_the_next(a: Tensor, b: Tensor) -> float:
+    return next(_numbers)
+
+
+def prints(a: Tensor, b: Tensor) -> float:
+    return float(repr(a.detach()).startswith("tensor(0.4"))
+
+
+def hands_over(a: Tensor, b: Tensor) -> float:
+    return float(np.from_dlpack(a.detach()) > 0.4)
+
+
+def writes_where_a_draw_is_large(a: Tensor, b: Tensor) -> Tensor:
+    both = torch.stack([a, b])
+    both[both > 0.3] = a * b
+    return both.sum()
+
+
+def chooses_a_function(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cond(a > 0.3, lambda a: a + 1.0, lambda a: 1.0 * a, (a,))
+
+
 REFUSED = {
+    prints: r"printing a tensor .*line \d+: return float\(repr",
+    hands_over: r"from_dlpack .*line \d+: return float\(np.from_dlpack",
+    writes_where_a_draw_is_large: r"depends on values \(test_compiled.py, line \d+: both\[both > 0.3\] = a \* b",
+    chooses_a_function: "torch.cond",
     asks_whether_it_is_compiled: "the model asks torch.compiler whether it is compiled",
     shape_of_where: r"torch.where with a condition alone .*line \d+: return 0.1 \* torch.where",
     catches: r"bool\(\) of a tensor .*line \d+: return a if a > 0.3 else b",
@@ -321,11 +350,13 @@ REFUSED = {
     draws_numpy: r"random generator \(test_compiled.py, line \d+: return float\(np.random.randn",
     draws_python: r"random generator \(test_compiled.py, line \d+: return random.random",
     masks: r"indexing with a mask .*line \d+: return both\[both > 0.3\]",
-    draws_own_generator: "differs when the same step is run again",
-    counts: "differs when the same step is run again",
+    takes_the_next: "differs when the same step is run again",
+    draws_own_generator: "the attribute '_own_generator' changes at every call",
+    counts: "the attribute '_calls' changes at every call",
 }
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.cond's own
 @pytest.mark.parametrize("extra", REFUSED, ids=lambda f: f.__name__)
 def test_what_cannot_be_a_graph_is_refused(extra: Any) -> None:
     with pytest.raises(ValueError, match="compile=True, but the step cannot be compiled: .*" + REFUSED[extra]):
@@ -346,20 +377,6 @@ def test_auto_falls_back_with_one_warning(extra: Any, eager_is_dear: None) -> No
     assert len(caught) == 1
     assert fit.engine == "eager"
     assert fit.losses == fit_slope(extra, compile=False).losses
-
-
-def test_global_list_that_counts_is_found() -> None:
-    """Counted in a container, and seen only after thousands of steps: the content gives it away."""
-
-    def model(x: Tensor, y: Tensor | None = None) -> None:
-        a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
-        _seen[0] += 1
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("y", dist.Normal(a + (0.0 if _seen[0] < 10_000 else 1.0), 1.0), obs=y)
-
-    _, data = slope()
-    with pytest.raises(ValueError, match="the attribute '_seen' changes at every call"):
-        bz.fit(model, data, "mean_field", steps=60, progress=False, compile=True)
 
 
 def test_negative_rows_of_an_embedding() -> None:
@@ -402,6 +419,36 @@ def test_batch_norm_behind_a_bias() -> None:
     assert b.losses == pytest.approx(a.losses, rel=1e-6)
 
 
+def test_rows_chosen_by_a_mask_of_the_data_are_written(uncompiled: None) -> None:
+    class Written(PyroModule):
+        def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+            a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+            mean = 0.5 * x
+            mean[x > 0] = a * x[x > 0]
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    _, data = slope()
+    a, b = (bz.fit(Written(), data, "mean_field", steps=60, progress=False, compile=c) for c in (False, True))
+    assert b.engine == "compiled"
+    assert_same(a, b)
+
+
+def test_a_prior_of_correlations(uncompiled: None) -> None:
+    def model(y: Tensor | None = None) -> None:
+        tril = pyro.sample("L", dist.LKJCholesky(3, torch.tensor(2.0, dtype=torch.float64)))
+        with pyro.plate("data", 40, dim=-1):
+            pyro.sample("y", dist.MultivariateNormal(tril.new_zeros(3), scale_tril=tril), obs=y)
+
+    y = torch.randn(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a, b = (
+        bz.fit(model, bz.data.Data({}, y), "mean_field", steps=40, progress=False, compile=c, dtype=torch.float64)
+        for c in (False, True)
+    )
+    assert b.engine == "compiled"
+    assert_same(a, b)
+
+
 def test_what_a_callback_may_change_is_not_read() -> None:
     beta = torch.zeros(())
     for read in (lambda: float(beta), lambda: float(beta * 1.0)):
@@ -424,6 +471,144 @@ def test_attribute_that_counts_is_named() -> None:
     _, data = slope()
     with pytest.raises(ValueError, match="the attribute 'calls' changes at every call"):
         bz.fit(Counter(), data, "mean_field", steps=60, progress=False, compile=True)
+
+
+def later(calls: int) -> float:
+    """Nothing for a long time, so that no replay shows it."""
+    return 0.0 if calls < 10_000 else 1.0
+
+
+def counted(x: Tensor, y: Tensor | None, calls: int) -> None:
+    a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("y", dist.Normal(a + later(calls), 1.0), obs=y)
+
+
+class Counting:
+    """Counts in an attribute, which `__call__` and `method` see, or in one of the class."""
+
+    everywhere = 0
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def __call__(self, x: Tensor, y: Tensor | None = None) -> None:
+        self.n += 1
+        counted(x, y, self.n)
+
+    def method(self, x: Tensor, y: Tensor | None = None) -> None:
+        self.n += 1
+        counted(x, y, self.n)
+
+    def of_the_class(self, x: Tensor, y: Tensor | None = None) -> None:
+        Counting.everywhere += 1
+        counted(x, y, Counting.everywhere)
+
+
+def counts_in_an_argument(state: dict[str, int], x: Tensor, y: Tensor | None = None) -> None:
+    state["n"] += 1
+    counted(x, y, state["n"])
+
+
+def counts_in_a_default(x: Tensor, y: Tensor | None = None, *, state: Any = types.SimpleNamespace(held=[0])) -> None:  # noqa: B008
+    state.held[0] += 1
+    counted(x, y, state.held[0])
+
+
+def counts_in_a_list(x: Tensor, y: Tensor | None = None) -> None:
+    _seen[0] += 1
+    counted(x, y, _seen[0])
+
+
+def tally() -> int:
+    _seen[0] += 1
+    return _seen[0]
+
+
+def counts_in_a_helper(x: Tensor, y: Tensor | None = None) -> None:
+    counted(x, y, tally())
+
+
+def counts_on_itself(x: Tensor, y: Tensor | None = None) -> None:
+    counts_on_itself.calls = getattr(counts_on_itself, "calls", 0) + 1  # type: ignore[attr-defined]
+    counted(x, y, counts_on_itself.calls)  # type: ignore[attr-defined]
+
+
+def counts_in_a_closure() -> Any:
+    n, state = 0, Counting()
+
+    def rebinds(x: Tensor, y: Tensor | None = None) -> None:
+        nonlocal n
+        n += 1
+        counted(x, y, n)
+
+    def asks(x: Tensor, y: Tensor | None = None) -> None:
+        state.n += 1
+        counted(x, y, state.n)
+
+    return rebinds, asks
+
+
+def wrapped() -> Any:
+    @functools.wraps(counts_in_a_list)
+    def outer(x: Tensor, y: Tensor | None = None) -> None:
+        counts_in_a_list(x, y)
+
+    return outer
+
+
+COUNTERS = {
+    "object": lambda: (Counting(), "n"),
+    "method": lambda: (Counting().method, "n"),
+    "class": lambda: (Counting().of_the_class, "Counting.everywhere|everywhere"),
+    "partial": lambda: (functools.partial(counts_in_an_argument, {"n": 0}), "args"),
+    "list": lambda: (counts_in_a_list, "_seen"),
+    "helper": lambda: (counts_in_a_helper, "_seen"),
+    "function": lambda: (counts_on_itself, "calls"),
+    "closure": lambda: (counts_in_a_closure()[0], "n"),
+    "object in a closure": lambda: (counts_in_a_closure()[1], "state.n"),
+    "decorated": lambda: (wrapped(), "_seen"),
+}
+
+
+@pytest.mark.parametrize("where", COUNTERS)
+def test_counters_are_found_wherever_they_stand(where: str, eager_is_dear: None) -> None:
+    """Seen only after thousands of steps: what is kept gives them away, and is put back after the attempt."""
+    model, name = COUNTERS[where]()
+    _, data = slope()
+    with pytest.raises(ValueError, match=f"the attribute '[^']*({name})[^']*' changes at every call"):
+        bz.fit(model, data, "mean_field", steps=60, progress=False, compile=True)
+
+
+def test_what_an_attempt_counted_is_put_back(eager_is_dear: None) -> None:
+    _, data = slope()
+    ends = []
+    for compile in (False, "auto"):
+        model = Counting()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotCompiledWarning)
+            fit = bz.fit(model, data, "mean_field", steps=60, progress=False, compile=compile)
+        assert fit.engine == "eager"
+        ends.append(max(model.n, fit.model.n))
+    assert ends[0] == ends[1]
+
+
+def test_a_tensor_that_counts_in_a_closure(uncompiled: None) -> None:
+    """The graph goes on counting, from where the attempt found it."""
+    _, data = slope()
+    fits = []
+    for compile in (False, True):
+        calls = torch.zeros((), dtype=torch.float64)
+
+        def model(x: Tensor, y: Tensor | None = None, calls: Tensor = calls) -> None:
+            calls.add_(1.0)
+            a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("y", dist.Normal(a + 0.01 * calls, 1.0), obs=y)
+
+        fits.append(bz.fit(model, data, "mean_field", steps=60, progress=False, compile=compile))
+    assert fits[1].engine == "compiled"
+    assert_same(*fits)
 
 
 class Rebinds(Slope):
@@ -451,7 +636,7 @@ class Rebinds(Slope):
 def test_a_tensor_that_is_replaced_instead_of_updated_is_named(where: str, eager_is_dear: None) -> None:
     _, data = slope()
     fits = []
-    with pytest.raises(ValueError, match=f"the attribute '{where}' is another tensor after every call"):
+    with pytest.raises(ValueError, match=f"the attribute '{where}(.mean)?' is another tensor after every call"):
         bz.fit(Rebinds(where), data, "mean_field", steps=60, progress=False, compile=True)
     for compile in (False, "auto"):
         with warnings.catch_warnings():

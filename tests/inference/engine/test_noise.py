@@ -65,7 +65,8 @@ def test_noise_is_normal_and_new_at_every_step() -> None:
     ranks = torch.arange(1, count + 1) / count
     distance = float(torch.maximum((ranks - expected).abs(), (ranks - 1 / count - expected).abs()).max())
     assert distance < 1.95 / np.sqrt(count)  # Kolmogorov-Smirnov, 0.1 %
-    for lag in (1, 2, 10, 255, 256):
+    assert len(a.unique()) == count  # no table of noise comes back
+    for lag in (1, 2, 10, 255, 256, 1024):
         assert abs(float((a[lag:] * a[:-lag]).mean())) < 4 / np.sqrt(count - lag)
 
 

@@ -1,0 +1,57 @@
+"""Whose code a line is: the user's, or a library's; and how a message names the user's."""
+
+from __future__ import annotations
+
+import functools
+import linecache
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+
+import pyro
+import torch
+
+_LIBRARIES = tuple(
+    str(Path(p).resolve())
+    for p in (Path(torch.__file__).parent, Path(pyro.__file__).parent, Path(__file__).parents[1], sysconfig.get_path("stdlib"))
+)
+_FRONT = str(Path(__file__).absolute().parents[2])
+_OWN_GUIDES = str(Path(__file__).resolve().parents[2] / "guides")
+
+
+@functools.cache
+def is_library(filename: str) -> bool:
+    """Whether a file is Python's, an installed package's or ours; our models count as a user's, so that messages can name their lines."""
+    if filename.startswith("<"):
+        return True
+    path = str(Path(filename).resolve())
+    if path.startswith(_FRONT) and not path.startswith(str(Path(_FRONT) / "models")):
+        return True
+    return path.startswith((*_LIBRARIES, _OWN_GUIDES)) or ("site-packages" in path and "bayeszoo" not in path)
+
+
+def place(filename: str, line: int | None) -> str:
+    """A line as messages show it."""
+    text = linecache.getline(filename, line or 0).strip()
+    return f" ({Path(filename).name}, line {line}: {text})"
+
+
+def here() -> str:
+    """The innermost line on the stack that is not a library's."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if not is_library(frame.f_code.co_filename):
+            return place(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+def explain(error: Exception) -> str:
+    """The first line of an exception and the innermost line of the user's that led to it."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_library(f.filename)]
+    where = place(frames[-1].filename, frames[-1].lineno) if frames else ""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    if "value out of a tracing tensor" in text:
+        text = "a value is read from a tensor"
+    return f"{text}{where}"
