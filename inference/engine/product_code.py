@@ -12,9 +12,12 @@ SOURCE = r"""
 #include <immintrin.h>
 #include <stdlib.h>
 
+// More numbers than the second cache holds.
+enum { FAR = 1 << 18 };
+
 #ifdef __AVX512F__
 // 32 registers of 16 numbers: tiles are 64 wide.
-enum { LANES = 16, WIDEST = 4, ACCUMULATORS = 24, ALONE = 12, INNER = 0, LONG = 0 };
+enum { LANES = 16, WIDEST = 4, ACCUMULATORS = 24, ALONE = 12, INNER = 0, LONG = 0, ROW = 13 };
 typedef __m512 vec;
 typedef __mmask16 some;
 static inline some first(long count) { return (some)((1u << count) - 1); }
@@ -63,7 +66,7 @@ static inline void transpose(vec r[16]) {
 }
 #else
 // 16 registers of 8 numbers: tiles are 16 wide, and what they read again and again must lie in the nearest cache.
-enum { LANES = 8, WIDEST = 2, ACCUMULATORS = 12, ALONE = 12, INNER = 256, LONG = 32 };
+enum { LANES = 8, WIDEST = 2, ACCUMULATORS = 12, ALONE = 12, INNER = 256, LONG = 32, ROW = 13 };
 typedef __m256 vec;
 struct some { __m256i lanes; int count; };
 static const int flags[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
@@ -236,24 +239,24 @@ static void row_of(const float *a, long across, const float *b, long ldb, long k
   vec sum[SUMS][NR];
 #pragma GCC unroll 4
   for (int u = 0; u < SUMS; u++)
-#pragma GCC unroll 8
+#pragma GCC unroll 13
     for (int j = 0; j < NR; j++) sum[u][j] = zero();
   long p = 0;
   for (; p + SUMS <= k; p += SUMS, b += SUMS * ldb)
 #pragma GCC unroll 4
     for (int u = 0; u < SUMS; u++) {
       vec x = all(a[(p + u) * across]);
-#pragma GCC unroll 8
+#pragma GCC unroll 13
       for (int j = 0; j + 1 < NR; j++) sum[u][j] = times_plus(x, load(b + u * ldb + LANES * j), sum[u][j]);
       sum[u][NR - 1] = times_plus(x, load(last, b + u * ldb + LANES * (NR - 1)), sum[u][NR - 1]);
     }
   for (; p < k; p++, b += ldb) {
     vec x = all(a[p * across]);
-#pragma GCC unroll 8
+#pragma GCC unroll 13
     for (int j = 0; j + 1 < NR; j++) sum[0][j] = times_plus(x, load(b + LANES * j), sum[0][j]);
     sum[0][NR - 1] = times_plus(x, load(last, b + LANES * (NR - 1)), sum[0][NR - 1]);
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 13
   for (int j = 0; j < NR; j++) {
     vec whole = sum[0][j];
 #pragma GCC unroll 4
@@ -264,19 +267,32 @@ static void row_of(const float *a, long across, const float *b, long ldb, long k
   }
 }
 
+// As many columns at once as there are registers for, so that a large matrix is read once, from its first number to its last. The rows
+// are summed in blocks: one sum over a hundred thousand of them would lose two digits.
 extern "C" void row_times(const float *a, const float *b, float *c, long n, long k, long a_across, long b_down, int add) {
-  for (long j = 0; j < n; j += 8 * LANES) {
-    long wide = n - j < 8 * LANES ? n - j : 8 * LANES, vectors = (wide + LANES - 1) / LANES;
-    some last = first(wide - LANES * (vectors - 1));
-    switch ((int)vectors) {
-      case 1: row_of<1>(a, a_across, b + j, b_down, k, c + j, last, add); break;
-      case 2: row_of<2>(a, a_across, b + j, b_down, k, c + j, last, add); break;
-      case 3: row_of<3>(a, a_across, b + j, b_down, k, c + j, last, add); break;
-      case 4: row_of<4>(a, a_across, b + j, b_down, k, c + j, last, add); break;
-      case 5: row_of<5>(a, a_across, b + j, b_down, k, c + j, last, add); break;
-      case 6: row_of<6>(a, a_across, b + j, b_down, k, c + j, last, add); break;
-      case 7: row_of<7>(a, a_across, b + j, b_down, k, c + j, last, add); break;
-      default: row_of<8>(a, a_across, b + j, b_down, k, c + j, last, add);
+  const long all = (n + LANES - 1) / LANES, passes = (all + ROW - 1) / ROW, each = (all + passes - 1) / passes, block = 2048;
+  for (long p = 0; p < k; p += block) {
+    const long rows = k - p < block ? k - p : block;
+    for (long j = 0; j < n; j += each * LANES) {
+      long wide = n - j < each * LANES ? n - j : each * LANES, vectors = (wide + LANES - 1) / LANES;
+      some last = first(wide - LANES * (vectors - 1));
+      const float *from = b + p * b_down + j, *by = a + p * a_across;
+      const int more = add || p;
+      switch ((int)vectors) {
+        case 1: row_of<1>(by, a_across, from, b_down, rows, c + j, last, more); break;
+        case 2: row_of<2>(by, a_across, from, b_down, rows, c + j, last, more); break;
+        case 3: row_of<3>(by, a_across, from, b_down, rows, c + j, last, more); break;
+        case 4: row_of<4>(by, a_across, from, b_down, rows, c + j, last, more); break;
+        case 5: row_of<5>(by, a_across, from, b_down, rows, c + j, last, more); break;
+        case 6: row_of<6>(by, a_across, from, b_down, rows, c + j, last, more); break;
+        case 7: row_of<7>(by, a_across, from, b_down, rows, c + j, last, more); break;
+        case 8: row_of<8>(by, a_across, from, b_down, rows, c + j, last, more); break;
+        case 9: row_of<9>(by, a_across, from, b_down, rows, c + j, last, more); break;
+        case 10: row_of<10>(by, a_across, from, b_down, rows, c + j, last, more); break;
+        case 11: row_of<11>(by, a_across, from, b_down, rows, c + j, last, more); break;
+        case 12: row_of<12>(by, a_across, from, b_down, rows, c + j, last, more); break;
+        default: row_of<ROW>(by, a_across, from, b_down, rows, c + j, last, more);
+      }
     }
   }
 }
@@ -304,6 +320,8 @@ static void dots_of(const float *a, long down, const float *x, long k, float *y,
 
 extern "C" void dots(const float *a, const float *x, float *y, long m, long k, long down, int add) {
   long i = 0;
+  if (m * k > FAR)  // eight rows from far away are too many places at once
+    for (; i + 4 <= m; i += 4) dots_of<4>(a + i * down, down, x, k, y + i, add);
   for (; i + 8 <= m; i += 8) dots_of<8>(a + i * down, down, x, k, y + i, add);
   for (; i < m; i++) dots_of<1>(a + i * down, down, x, k, y + i, add);
 }

@@ -17,7 +17,7 @@ needs_code = pytest.mark.skipif(products._library() is None, reason="this proces
 SHAPES = [
     (4, 2, 2), (5, 7, 3), (6, 16, 64), (12, 3, 16), (13, 31, 17), (24, 5, 33), (25, 64, 65), (31, 9, 48), (40, 600, 9), (33, 257, 16), (50, 256, 64),
     (50, 256, 10), (256, 50, 50), (100, 20, 129), (1000, 20, 2), (7, 1000, 20), (1, 40, 100), (256, 100, 1), (9, 17, 1), (100, 256, 1), (1, 5, 17),
-    (2, 20, 1000), (3, 4, 70), (2, 2, 2),
+    (2, 20, 1000), (3, 4, 70), (2, 2, 2), (3001, 100, 1), (1, 5000, 100), (1, 300, 190), (1, 4100, 77), (2051, 130, 1), (1, 2049, 9),
 ]  # fmt: skip
 
 
@@ -34,7 +34,8 @@ def _stored(rows: int, columns: int, by: str) -> torch.Tensor:
 @pytest.mark.parametrize(("first", "second"), [("rows", "rows"), ("columns", "rows"), ("rows", "columns"), ("apart", "apart")])
 def test_products_to_rounding(first: str, second: str, add: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """|error| <= (k + 1) u |A| |B| for a sum of k rounded terms, u = 2^-24, element by element (Higham 2002, section 3.1)."""
-    monkeypatch.setattr(products, "MOST_COLUMNS", 10**6)  # right also where BLAS is as fast
+    for name in ("MOST_COLUMNS", "MOST_WIDE"):  # right also where BLAS is as fast
+        monkeypatch.setattr(products, name, 10**6)
     torch.manual_seed(0)
     for m, k, n in SHAPES:
         a, b = _stored(m, k, first), _stored(k, n, second)
@@ -74,7 +75,14 @@ def test_what_blas_keeps(a: torch.Tensor, b: torch.Tensor) -> None:
 @needs_code
 @pytest.mark.skipif(products.vectors() != "AVX2", reason="the whole product is ours here")
 @pytest.mark.parametrize(
-    ("shape", "kept"), [((256, 50, 10), False), ((256, 50, 50), True), ((1000, 20, 1), False), ((100_000, 100, 1), True)]
+    ("shape", "kept"),
+    [
+        ((256, 50, 10), False),
+        ((256, 50, 50), True),
+        ((1000, 20, 1), False),
+        ((100_000, 100, 1), False),
+        ((1, 3000, 3000), True),
+    ],
 )
 def test_short_vectors_take_what_is_thin(shape: tuple[int, int, int], kept: bool) -> None:
     m, k, n = shape
