@@ -65,6 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", help="of the IDX files (default: $BAYESZOO_DATA/mnist)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--eager", action="store_true", help="do not compile")
+    parser.add_argument("--rate", type=float, default=1e-3, help="the first learning rate (default 1e-3)")
+    parser.add_argument("--begin", help="a kept fit that training goes on from, with the bound and for the passes of this call")
     parser.add_argument(
         "--keep", help="folder where trained fits are kept, some 200 MB each, and taken from instead of training anew"
     )
@@ -73,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def name_of(k: int, asked: argparse.Namespace) -> str:
     """What a run is called in the results."""
     epochs = asked.epochs or FORMS[asked.form].epochs
-    return f"{asked.form} {k} {epochs}{f' seed {asked.seed}' if asked.seed else ''}"
+    begin = f" after {Path(asked.begin).name}" if asked.begin else ""
+    return f"{asked.form} {k} {epochs}{f' seed {asked.seed}' if asked.seed else ''}{begin}"
 
 
 def trained(k: int, train: bz.data.Data, asked: argparse.Namespace) -> bz.inference.Fit:
@@ -84,11 +87,15 @@ def trained(k: int, train: bz.data.Data, asked: argparse.Namespace) -> bz.infere
     form = FORMS[asked.form]
     assert isinstance(train.observed, torch.Tensor)
     torch.manual_seed(asked.seed)
-    model = bz.models.VAE(tuple(train.observed.shape[1:]), LATENTS, "bernoulli", HIDDEN)
+    model: Any = bz.models.VAE(tuple(train.observed.shape[1:]), LATENTS, "bernoulli", HIDDEN)
+    guide: Any = "amortized"
+    if asked.begin:
+        begun = bz.load(asked.begin)
+        model, guide = begun.model, begun.guide
     options: dict[str, Any] = {} if k == 1 else {"loss": "importance_weighted", "num_particles": k}
     fit = bz.fit(
-        model, train, "amortized", epochs=asked.epochs or form.epochs, batch_size=form.batch, schedule=form.schedule, seed=asked.seed,
-        optimizer=functools.partial(torch.optim.Adam, lr=1e-3, eps=1e-4), device=asked.device, compile=not asked.eager, progress=False,
+        model, train, guide, epochs=asked.epochs or form.epochs, batch_size=form.batch, schedule=form.schedule, seed=asked.seed,
+        optimizer=functools.partial(torch.optim.Adam, lr=asked.rate, eps=1e-4), device=asked.device, compile=not asked.eager, progress=False,
         **options,
     )  # fmt: skip
     if kept is not None:
@@ -105,7 +112,7 @@ def measure(k: int, train: bz.data.Data, test: bz.data.Data, asked: argparse.Nam
         "k": k, "form": asked.form, "epochs": asked.epochs or FORMS[asked.form].epochs, "log_p": found.mean, "error": found.error,
         "spread": found.spread, "ess": float(found.ess.median()), "elbo": float(found.elbo.mean()), "pictures": len(test), "draws": asked.draws, "seconds": fit.seconds,
         "step": fit.timings["steps"] / len(fit.losses), "test_seconds": time.perf_counter() - began, "engine": fit.engine,
-        "device": str(fit.device),
+        "device": str(fit.device), "rate": asked.rate, "begin": Path(asked.begin).name if asked.begin else "",
     }  # fmt: skip
 
 
@@ -129,15 +136,23 @@ def main(asked: argparse.Namespace, out: Path) -> None:
     draw(found, out / "vae_mnist.png")
 
 
+def begun(run: Mapping[str, Any]) -> str:
+    """Where training began: nothing for new weights, or the weights and passes of an earlier run."""
+    if not run.get("begin"):
+        return ""
+    _, k, passes = run["begin"].split("_")[:3]
+    return f"k = {k}, {int(passes):,} passes, rate {run['rate']:g}"
+
+
 def render(found: Mapping[str, Any]) -> str:
     """Every run beside the paper's figure."""
     head = [
-        "weights in the bound", "batches of", "passes", "log p(x)", "paper", "wanted", "ELBO", "pictures", "draws", "effective", "training",
+        "weights in the bound", "batches of", "passes", "begun at", "log p(x)", "paper", "wanted", "ELBO", "pictures", "draws", "effective", "training",
         "scoring", "a step",
     ]  # fmt: skip
     rows = [
         [
-            str(r["k"]), str(FORMS[r["form"]].batch), f"{r['epochs']:,}", f"{r['log_p']:.2f} ± {r['error']:.2g}",
+            str(r["k"]), str(FORMS[r["form"]].batch), f"{r['epochs']:,}", begun(r), f"{r['log_p']:.2f} ± {r['error']:.2g}",
             f"{PUBLISHED.get(r['k'], math.nan):.2f}", reached(r), f"{r['elbo']:.2f}", f"{r['pictures']:,}", f"{r['draws']:,}",
             f"{r['ess']:.0f}" if "ess" in r else "", f"{r['seconds']:.0f} s", f"{r['test_seconds']:.0f} s", f"{1e3 * r['step']:.2f} ms",
         ]
@@ -169,7 +184,11 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         axes.plot(
             place, PUBLISHED.get(run["k"], math.nan), "x", ms=9, color="k", label="the paper's log p(x)" if not place else None
         )
-    axes.set_xticks(range(len(found)), [f"k = {run['k']}\n{run['epochs']} passes" for run in found.values()])
+    axes.set_xticks(
+        range(len(found)),
+        [f"k = {run['k']}\n{run['epochs']}{'+' if run.get('begin') else ''} passes" for run in found.values()],
+        size=8,
+    )
     axes.set_ylabel("nats a test picture")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

@@ -261,6 +261,11 @@ def test_autoencoders_are_measured_and_told(tmp_path: Path, monkeypatch: pytest.
     assert list(runs) == ["short 1 3", "short 1 3 seed 1", "short 5 3"]
     kept = [*given, "--keep", str(tmp_path / "fits")]
     command.main(kept)
+    begin = str(tmp_path / "fits/short_1_3")
+    command.main([*kept, "--begin", begin, "--k", "5", "--rate", "1e-4"])
+    after = json.loads((tmp_path / "vae_mnist.json").read_text())["runs"]["short 5 3 after short_1_3"]
+    assert after["log_p"] > runs["short 1 3"]["log_p"]
+    assert "| k = 1, 3 passes, rate 0.0001 |" in (tmp_path / "vae_mnist.md").read_text()
     monkeypatch.setattr(vae_mnist.bz, "fit", None)  # what was kept is not trained again
     command.main(kept)
     again = json.loads((tmp_path / "vae_mnist.json").read_text())["runs"]["short 1 3"]
