@@ -28,7 +28,9 @@ def is_library(filename: str) -> bool:
     path = str(Path(filename).resolve())
     if path.startswith(_FRONT) and not path.startswith(str(Path(_FRONT) / "models")):
         return True
-    return path.startswith((*_LIBRARIES, _OWN_GUIDES)) or ("site-packages" in path and "bayeszoo" not in path)
+    return path.startswith((*_LIBRARIES, _OWN_GUIDES)) or (
+        ("site-packages" in path or "dist-packages" in path) and "bayeszoo" not in path
+    )
 
 
 def place(filename: str, line: int | None) -> str:

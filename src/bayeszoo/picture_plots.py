@@ -5,6 +5,7 @@ Each draws into `ax`, or into a new figure, and returns the axes; all are names 
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -121,6 +122,8 @@ def plot_codes(fit: Fit, data: Data | Tensor | None = None, labels: Any = None, 
         classes = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
         if classes.shape != (len(codes),):
             raise ValueError(f"labels must be one class for each of the {len(codes)} observations, got shape {classes.shape}")
+        if classes.dtype.kind not in "biu":  # words, or what is to be shown as such
+            classes = classes.astype(str)
         for k, label in enumerate(np.unique(classes).tolist()):
             at = codes[torch.from_numpy(classes == label)]
             ax.plot(*at.T.numpy(), "o", ms=3, color=plt.get_cmap("tab10")(k % 10), alpha=0.6)
@@ -142,7 +145,7 @@ def plot_traversals(
     decode, width = _decoder(fit)
     _check_count("columns", columns)
     units = fit.active_units(data)
-    if not 0 <= row < len(units.codes):
+    if not isinstance(row, Integral) or not 0 <= row < len(units.codes):
         raise ValueError(f"row is the number of an observation, from 0 to {len(units.codes) - 1}, got {row!r}")
     moved = units.codes[row].float().repeat(width, columns, 1)
     for k, unit in enumerate(units.order.tolist()):
@@ -172,7 +175,7 @@ def plot_styles(fit: Fit, data: Data | Tensor | None = None, n: int = 8, *, ax: 
 
 
 def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
@@ -180,7 +183,7 @@ def _observations(fit: Fit, data: Any) -> Any:
     """The data that a figure shows: pictures given as they are become data like the training data."""
     if data is None:
         return fit.data
-    return new_observations(fit.data, data) if isinstance(data, Tensor) else data
+    return new_observations(fit.data, torch.as_tensor(data)) if isinstance(data, (Tensor, np.ndarray)) else data
 
 
 def _row(originals: Tensor, again: Tensor, k: int, columns: int) -> list[Tensor]:

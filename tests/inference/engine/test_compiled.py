@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import enum
 import functools
 import random
 import types
@@ -505,6 +507,53 @@ class Counting:
         counted(x, y, Counting.everywhere)
 
 
+class Shadowed(PyroModule):
+    """Counts on the instance what the class has too."""
+
+    n = 0
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+        self.n += 1
+        counted(x, y, self.n)
+
+
+class Slotted:
+    """Counts without a dictionary, behind a property."""
+
+    __slots__ = ("n",)
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    @property
+    def next(self) -> int:
+        self.n += 1
+        return self.n
+
+
+_slotted, _namespace = Slotted(), types.SimpleNamespace(n=0)
+_array, _deque = np.zeros(3, dtype=int), collections.deque([0], maxlen=1)
+
+
+def counts_in_a_slot(x: Tensor, y: Tensor | None = None) -> None:
+    counted(x, y, _slotted.next)
+
+
+def counts_in_a_namespace(x: Tensor, y: Tensor | None = None) -> None:
+    _namespace.n += 1
+    counted(x, y, _namespace.n)
+
+
+def counts_in_an_array(x: Tensor, y: Tensor | None = None) -> None:
+    _array[1] += 1
+    counted(x, y, int(_array[1]))
+
+
+def counts_in_a_deque(x: Tensor, y: Tensor | None = None) -> None:
+    _deque.append(_deque[0] + 1)
+    counted(x, y, _deque[0])
+
+
 def counts_in_an_argument(state: dict[str, int], x: Tensor, y: Tensor | None = None) -> None:
     state["n"] += 1
     counted(x, y, state["n"])
@@ -562,6 +611,11 @@ COUNTERS = {
     "method": lambda: (Counting().method, "n"),
     "class": lambda: (Counting().of_the_class, "Counting.everywhere|everywhere"),
     "partial": lambda: (functools.partial(counts_in_an_argument, {"n": 0}), "args"),
+    "class and instance": lambda: (Shadowed(), "n"),
+    "slot": lambda: (counts_in_a_slot, "_slotted.n"),
+    "namespace": lambda: (counts_in_a_namespace, "_namespace.n"),
+    "array": lambda: (counts_in_an_array, "_array"),
+    "deque": lambda: (counts_in_a_deque, "_deque"),
     "list": lambda: (counts_in_a_list, "_seen"),
     "helper": lambda: (counts_in_a_helper, "_seen"),
     "function": lambda: (counts_on_itself, "calls"),
@@ -578,6 +632,40 @@ def test_counters_are_found_wherever_they_stand(where: str, eager_is_dear: None)
     _, data = slope()
     with pytest.raises(ValueError, match=f"the attribute '[^']*({name})[^']*' changes at every call"):
         bz.fit(model, data, "mean_field", steps=60, progress=False, compile=True)
+
+
+class Level(enum.IntEnum):
+    HIGH = 2
+
+
+class Frozen(dict[str, Any]):
+    """As configurations that may not be written to."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TypeError("frozen")
+
+    update = __setitem__  # type: ignore[assignment]
+
+
+_config, _system, _base = Frozen(scale=1.0), random.SystemRandom(), torch.zeros(1)
+_wide = _base.expand(2)
+
+
+def reaches_what_cannot_be_written(x: Tensor, y: Tensor | None = None) -> None:
+    assert _system is not None
+    _base.add_(0.0)
+    a = pyro.sample("a", dist.Normal(x.new_zeros(()), _config["scale"]))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("y", dist.Normal(a * int(Level.HIGH) + _wide.sum().to(x), 1.0), obs=y)
+
+
+def test_what_cannot_be_written_to_is_left_alone(uncompiled: None) -> None:
+    _, data = slope()
+    a, b = (
+        bz.fit(reaches_what_cannot_be_written, data, "mean_field", steps=60, progress=False, compile=c) for c in (False, True)
+    )
+    assert b.engine == "compiled"
+    assert_same(a, b)
 
 
 def test_what_an_attempt_counted_is_put_back(eager_is_dear: None) -> None:
