@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -192,8 +193,8 @@ class Fit:
                     f"guide '{self.guide.family}' knows the observations of the training data alone; leave out the data, or fit with "
                     "guide='amortized'"
                 )
-            if isinstance(data, Tensor):
-                data = new_observations(self.data, data)
+            if isinstance(data, (Tensor, np.ndarray)):
+                data = new_observations(self.data, torch.as_tensor(data))
             where = data.to(self.device, self.dtype)
             check_data(self.model, where, new=True)
         draws = self.run.draws(where, n, self._seed(seed, 11), score=False)

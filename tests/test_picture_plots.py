@@ -134,7 +134,13 @@ def test_pictures_may_be_given_as_they_are_and_labels_as_words(fit: bz.inference
 
 
 def test_bad_arguments(fit: bz.inference.Fit) -> None:
+    labelled = bz.data.Data({"x": fit.data.observed}, torch.zeros(300).long())
     bad = {
+        r"use data.unsupervised\(\)": lambda: plots.plot_reconstructions(fit, labelled),
+        r"that of a single one; give \(N, ...\)": lambda: plots.plot_reconstructions(fit, fit.data.observed[0]),
+        "from 0 to 299, got True": lambda: plots.plot_traversals(fit, row=True),
+        "reach is how far .* got nan": lambda: plots.plot_traversals(fit, reach=float("nan")),
+        "at least two observations": lambda: plots.plot_codes(fit, fit.data.observed[:1]),
         "columns must be a whole number": lambda: plots.plot_samples(fit, columns=0),
         "n must be a whole number of at least 1, got -1": lambda: plots.plot_samples(fit, -1),
         "n must be a whole number of at least 1, got 0": lambda: plots.plot_reconstructions(fit, n=0),

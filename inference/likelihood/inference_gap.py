@@ -92,7 +92,14 @@ def inference_gap(fit: Any, data: Any = None, *, steps: int = 300, k: int = 1000
     ]
     values, spread, ess, best, tails, first, errors = (torch.cat(found) for found in zip(*parts, strict=True))
     whole = LogMarginal(
-        values, spread, ess, best, tails, k, observed_of_one(fit.program, data.bind(fit.model)), is_density(fit.program)
+        values,
+        spread,
+        ess,
+        best,
+        tails,
+        k,
+        sum(observed_of_one(fit.program, data.bind(fit.model)).values()),
+        is_density(fit.program),
     )
     return InferenceGap(whole, first, best, errors)
 

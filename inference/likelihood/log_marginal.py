@@ -44,6 +44,7 @@ class LogMarginal:
             reached: a second mode that none of them found leaves it low.
         k: draws.
         dims: observed numbers in one observation.
+        observed: what p is of: `x`, or `x, y` where labels are known.
         density: whether p is a density, whose value depends on the unit of x, and no probability.
     """
 
@@ -55,6 +56,7 @@ class LogMarginal:
     k: int
     dims: int
     density: bool = False
+    observed: str = "x"
 
     @property
     def mean(self) -> float:
@@ -93,7 +95,7 @@ class LogMarginal:
             doubt = f"; k-hat above {limit:.2g} for {bad} of {len(self)}" if bad else ""
         bits = "" if self.density else f" ({self.bits_per_dim:.3f} bits a dimension)"
         return (
-            f"log p(x) = {self.mean:.2f}{error} nats{bits} over {len(self)} observations, "
+            f"log p({self.observed}) = {self.mean:.2f}{error} nats{bits} over {len(self)} observations, "
             f"{self.k} draws each, {float(self.ess.median()):.0f} effective; ELBO {float(self.elbo.mean()):.2f}, gap {self.gap:.2f}{doubt}"
         )
 
@@ -119,7 +121,9 @@ def log_marginal(
             log_w = torch.cat([each_of(weigher, min(chunk, k - i), fit.device) for i in range(0, k, chunk)]).double()
             found.append(summary(log_w, k_hat=k_hat))
     values, errors, ess, elbo, tails = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return LogMarginal(values, errors, ess, elbo, tails, k, observed_of_one(program, data.bind(fit.model)), is_density(program))
+    known = observed_of_one(program, data.bind(fit.model))
+    names = ", ".join(known) if len(known) > 1 else "x"
+    return LogMarginal(values, errors, ess, elbo, tails, k, sum(known.values()), is_density(program), names)
 
 
 def local_data(fit: Any, data: Any, *, needs_guide: bool = True) -> Any:
@@ -152,8 +156,8 @@ def local_data(fit: Any, data: Any, *, needs_guide: bool = True) -> Any:
     return data
 
 
-def observed_of_one(program: Any, given: Mapping[str, Any]) -> int:
-    """Observed numbers of one observation, without those that nobody has observed: labels that are all below zero, or not given.
+def observed_of_one(program: Any, given: Mapping[str, Any]) -> dict[str, int]:
+    """How many numbers are observed of one observation, by name, without those that nobody has observed: labels that are all below zero, or not given.
 
     Args:
         given: the model's keyword arguments.
@@ -165,7 +169,7 @@ def observed_of_one(program: Any, given: Mapping[str, Any]) -> int:
         return labels or (value is None and len(program.observed) > 1 and any(other in given for other in program.observed))
 
     sizes = {n: site.shape[1:].numel() if site.local else site.shape.numel() for n, site in program.observed.items()}
-    return sum(size for name, size in sizes.items() if not unknown(name))
+    return {name: size for name, size in sorted(sizes.items()) if not unknown(name)}
 
 
 def is_density(program: Any) -> bool:

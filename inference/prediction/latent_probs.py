@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..target.program import check_data
+from ..target.program import check_data, require_data
 from .new_inputs import new_inputs, new_observations
 
 if TYPE_CHECKING:
@@ -32,12 +33,17 @@ def latent_probs(fit: Fit, data: Any, site: str | None) -> Tensor:
 
 def _seen(fit: Fit, data: Any) -> dict[str, Any]:
     """The model's arguments for what the guide's network is to look at."""
+    if isinstance(data, np.ndarray):
+        data = torch.as_tensor(data)
     if not isinstance(data, Tensor):
+        require_data(data)
         data = data.to(fit.device, fit.dtype)
         check_data(fit.model, data, new=True)
         return dict(data.bind(fit.model))
     if getattr(fit.data, "inputs", {}):
         return dict(new_inputs(fit.data, fit.model, data, None).kwargs)
+    if not len(data):
+        raise ValueError("there are no observations; give at least one")
     # A network may look at more than the model can draw, such as grey levels where pixels are 0 or 1.
     check = getattr(fit.model, "check_encoded", None)
     data = data.to(fit.device, fit.dtype if data.is_floating_point() else None)

@@ -19,8 +19,8 @@ from pyro import poutine
 from torch import Tensor
 
 from ..draws import chunk_size, map_random
-from ..target.program import Fix
-from .new_inputs import new_inputs, observed_site
+from ..target.program import Fix, require_data
+from .new_inputs import new_inputs, new_observations, observed_site
 from .picture_statistics import STATISTICS, Statistic, plane
 from .prediction import map_values
 from .predictive import latent_draws
@@ -126,6 +126,9 @@ def check_pictures(
         data = fit.data
         if len(data) > PICTURES:
             data = data.select(torch.linspace(0, len(data) - 1, PICTURES).round().long())
+    if isinstance(data, Tensor):
+        data = new_observations(fit.data, data)
+    require_data(data)
     data = data.to(fit.device, fit.dtype)
     pictures = data.observed if isinstance(data.observed, Tensor) else data.observed[found.name]
     if len(pictures) < 2 or pictures.shape[1:] != found.shape[1:]:

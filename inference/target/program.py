@@ -182,6 +182,15 @@ def base_of(fn: Any) -> Any:
     return fn
 
 
+def require_data(data: Any) -> None:
+    """Raises ValueError for what are no data."""
+    if not hasattr(data, "bind"):
+        raise ValueError(
+            f"data must be bz.data.Data, or anything with its methods, got {type(data).__name__}; make them with bz.data.Data({{'x': x}}, y), "
+            "or bz.data.Data({}, x) for a model without inputs"
+        )
+
+
 def check_data(model: Any, data: Any, *, new: bool = False) -> None:
     """Lets a model refuse data, in the words of its own `check`.
 
@@ -189,11 +198,7 @@ def check_data(model: Any, data: Any, *, new: bool = False) -> None:
         new: whether it is only asked about them. Where a model cannot learn from all such data (a single class, no label) it has a
             `check_new` beside its `check`.
     """
-    if not hasattr(data, "bind"):
-        raise ValueError(
-            f"data must be bz.data.Data, or anything with its methods, got {type(data).__name__}; make them with bz.data.Data({{'x': x}}, y), "
-            "or bz.data.Data({}, x) for a model without inputs"
-        )
+    require_data(data)
     check = getattr(model, "check", None)
     if new:
         check = getattr(model, "check_new", check)

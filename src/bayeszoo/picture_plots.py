@@ -5,6 +5,7 @@ Each draws into `ax`, or into a new figure, and returns the axes; all are names 
 
 from __future__ import annotations
 
+import math
 from numbers import Integral
 from typing import Any
 
@@ -20,6 +21,7 @@ from .figure import GREY, open_axes
 from .inference import Fit
 from .inference.prediction.new_inputs import new_observations
 from .inference.prediction.picture_statistics import plane
+from .inference.target.program import check_data
 from .models import SemiSupervisedVAE
 
 
@@ -104,6 +106,8 @@ def plot_codes(fit: Fit, data: Data | Tensor | None = None, labels: Any = None, 
     """
     shown = _observations(fit, data)
     codes = fit.active_units(shown).codes.double()
+    if len(codes) < 2:
+        raise ValueError("a plane of codes needs at least two observations, and there is one")
     names = ("$z_1$", "$z_2$")
     if codes.shape[1] > 2:
         centred = codes - codes.mean(0)
@@ -145,7 +149,9 @@ def plot_traversals(
     decode, width = _decoder(fit)
     _check_count("columns", columns)
     units = fit.active_units(data)
-    if not isinstance(row, Integral) or not 0 <= row < len(units.codes):
+    if not math.isfinite(reach):
+        raise ValueError(f"reach is how far a number of the code moves to either side, got {reach!r}")
+    if isinstance(row, bool) or not isinstance(row, Integral) or not 0 <= row < len(units.codes):
         raise ValueError(f"row is the number of an observation, from 0 to {len(units.codes) - 1}, got {row!r}")
     moved = units.codes[row].float().repeat(width, columns, 1)
     for k, unit in enumerate(units.order.tolist()):
@@ -183,7 +189,9 @@ def _observations(fit: Fit, data: Any) -> Any:
     """The data that a figure shows: pictures given as they are become data like the training data."""
     if data is None:
         return fit.data
-    return new_observations(fit.data, torch.as_tensor(data)) if isinstance(data, (Tensor, np.ndarray)) else data
+    given = new_observations(fit.data, torch.as_tensor(data)) if isinstance(data, (Tensor, np.ndarray)) else data
+    check_data(fit.model, given, new=True)
+    return given
 
 
 def _row(originals: Tensor, again: Tensor, k: int, columns: int) -> list[Tensor]:

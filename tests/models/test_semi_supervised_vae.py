@@ -162,6 +162,8 @@ def test_without_labels_the_class_is_integrated_out() -> None:
     unknown = fit.log_marginal(bz.data.Data({}, {"x": x, "y": torch.full((len(x),), -1)}), k=4000)
     assert torch.equal(unknown.values, found.values)
     assert (found.dims, unknown.dims, told[0].dims) == (6, 6, 7)
+    assert str(found).startswith("log p(x) = ")
+    assert str(told[0]).startswith("log p(x, y) = ")
     assert fit.log_marginal(pictures(labelled=0), k=30).values.isfinite().all()
 
 
@@ -179,6 +181,11 @@ def test_q_of_the_class_of_new_pictures() -> None:
         fit.latent_probs(x[:, :5])
     with pytest.raises(ValueError, match=r"take \(x \+ 1\) / 2"):
         fit.latent_probs(2 * x - 1)
+    assert torch.equal(probs, fit.latent_probs(x.numpy()))
+    with pytest.raises(ValueError, match="there are no observations"):
+        fit.latent_probs(x[:0])
+    with pytest.raises(ValueError, match=r"data must be bz.data.Data.* got NoneType"):
+        fit.latent_probs(None)
     # Grey pixels have no probability here, but a class: the chances that a picture is drawn from, say.
     grey = 0.9 * x + 0.05
     with torch.no_grad():
