@@ -95,7 +95,7 @@ class _Walk:
         self.held: list[Any] = []  # so that no two places of one walk share an id
         self.left = _MOST
         for k, part in enumerate(parts):
-            self.visit((id(self), str(k)), "", part, 0)
+            self.visit((0, str(k)), "", part, 0)
 
     def visit(self, key: _Key, name: str, value: Any, depth: int) -> None:
         """Notes one value and goes on to what it holds."""
@@ -126,7 +126,7 @@ class _Walk:
         elif isinstance(value, (np.random.Generator, np.random.RandomState, random.Random, itertools.count, np.ndarray)):
             self.values[key] = (name, value)
         elif isinstance(value, type):
-            self._class(name, value, depth)
+            self._class(value, depth)
         elif isinstance(value, types.SimpleNamespace) or not _is_foreign(type(value)):
             if hasattr(value, "__dict__"):
                 self._mapping(vars(value))
@@ -136,7 +136,7 @@ class _Walk:
                     found = getattr(value, slot)
                     self.undo.append(functools.partial(setattr, value, slot, found))
                     self.visit((id(value), slot), f"{name}.{slot}".lstrip("."), found, depth)
-            self._class(name, type(value), depth)
+            self._class(type(value), depth)
 
     def _each(self, name: str, owner: Any, values: dict[Any, Any], depth: int) -> None:
         for key, item in itertools.islice(values.items(), _MOST_ITEMS):
@@ -155,7 +155,7 @@ class _Walk:
                 if not key.startswith("__"):
                     inner = ".".join(p for p in (name, path, key) if p)
                     self.visit((id(module), key), inner, item, depth)
-            self._class(".".join(p for p in (name, path) if p), type(module), depth)
+            self._class(type(module), depth)
 
     def _function(self, name: str, value: types.FunctionType, depth: int) -> None:
         file = value.__code__.co_filename
@@ -181,7 +181,7 @@ class _Walk:
         self._mapping(vars(value))
         self._each(name, value.__code__, dict(vars(value)), depth)
 
-    def _class(self, name: str, value: type, depth: int) -> None:
+    def _class(self, value: type, depth: int) -> None:
         """Methods, for what they reach, and what the class itself holds."""
         for kind in value.__mro__:
             if kind in self.classes or _is_foreign(kind):

@@ -267,6 +267,14 @@ static void row_of(const float *a, long across, const float *b, long ldb, long k
   }
 }
 
+template <int NR>
+static void row_of_any(long vectors, const float *a, long across, const float *b, long ldb, long k, float *c, some last, int add) {
+  if (vectors == NR) return row_of<NR>(a, across, b, ldb, k, c, last, add);
+  row_of_any<NR - 1>(vectors, a, across, b, ldb, k, c, last, add);
+}
+template <>
+void row_of_any<0>(long, const float *, long, const float *, long, long, float *, some, int) {}
+
 // As many columns at once as there are registers for, so that a large matrix is read once, from its first number to its last. The rows
 // are summed in blocks: one sum over a hundred thousand of them would lose two digits.
 extern "C" void row_times(const float *a, const float *b, float *c, long n, long k, long a_across, long b_down, int add) {
@@ -277,22 +285,7 @@ extern "C" void row_times(const float *a, const float *b, float *c, long n, long
       long wide = n - j < each * LANES ? n - j : each * LANES, vectors = (wide + LANES - 1) / LANES;
       some last = first(wide - LANES * (vectors - 1));
       const float *from = b + p * b_down + j, *by = a + p * a_across;
-      const int more = add || p;
-      switch ((int)vectors) {
-        case 1: row_of<1>(by, a_across, from, b_down, rows, c + j, last, more); break;
-        case 2: row_of<2>(by, a_across, from, b_down, rows, c + j, last, more); break;
-        case 3: row_of<3>(by, a_across, from, b_down, rows, c + j, last, more); break;
-        case 4: row_of<4>(by, a_across, from, b_down, rows, c + j, last, more); break;
-        case 5: row_of<5>(by, a_across, from, b_down, rows, c + j, last, more); break;
-        case 6: row_of<6>(by, a_across, from, b_down, rows, c + j, last, more); break;
-        case 7: row_of<7>(by, a_across, from, b_down, rows, c + j, last, more); break;
-        case 8: row_of<8>(by, a_across, from, b_down, rows, c + j, last, more); break;
-        case 9: row_of<9>(by, a_across, from, b_down, rows, c + j, last, more); break;
-        case 10: row_of<10>(by, a_across, from, b_down, rows, c + j, last, more); break;
-        case 11: row_of<11>(by, a_across, from, b_down, rows, c + j, last, more); break;
-        case 12: row_of<12>(by, a_across, from, b_down, rows, c + j, last, more); break;
-        default: row_of<ROW>(by, a_across, from, b_down, rows, c + j, last, more);
-      }
+      row_of_any<ROW>(vectors, by, a_across, from, b_down, rows, c + j, last, add || p);
     }
   }
 }
