@@ -79,18 +79,23 @@ def name_of(k: int, asked: argparse.Namespace) -> str:
     return f"{asked.form} {k} {epochs}{f' seed {asked.seed}' if asked.seed else ''}{begin}"
 
 
+def inference_network(model: Any, data: bz.data.Data) -> Any:
+    """The guide of every fit here; a fit that begins at another's weights has no family's name to be read back by."""
+    return bz.guides.build("amortized", model, data)
+
+
 def trained(k: int, train: bz.data.Data, asked: argparse.Namespace) -> bz.inference.Fit:
     """Fits one autoencoder, or reads the fit that an earlier call kept: hours of training survive whatever goes wrong in scoring."""
     kept = None if asked.keep is None else Path(asked.keep) / name_of(k, asked).replace(" ", "_")
     if kept is not None and kept.exists():
-        return bz.load(kept)
+        return bz.load(kept, guide=inference_network)
     form = FORMS[asked.form]
     assert isinstance(train.observed, torch.Tensor)
     torch.manual_seed(asked.seed)
     model: Any = bz.models.VAE(tuple(train.observed.shape[1:]), LATENTS, "bernoulli", HIDDEN)
-    guide: Any = "amortized"
+    guide: Any = inference_network
     if asked.begin:
-        begun = bz.load(asked.begin)
+        begun = bz.load(asked.begin, guide=inference_network)
         model, guide = begun.model, begun.guide
     options: dict[str, Any] = {} if k == 1 else {"loss": "importance_weighted", "num_particles": k}
     fit = bz.fit(

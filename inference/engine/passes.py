@@ -92,7 +92,7 @@ def _replacement(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         if not (isinstance(table, fx.Node) and isinstance(rows, fx.Node) and table.op == rows.op == "placeholder"):
             return None  # an index that the step computes might be out of range, which nobody would notice
         x, index = _meta(table), _meta(rows)
-        if x is None or index is None or index.dtype != torch.int64 or len(index.shape) != 1 or len(x.shape) < 2:
+        if x is None or index is None or index.dtype != torch.int64 or len(index.shape) != 1:
             return None
         if tuple(x.stride) != _contiguous(x.shape):
             return None

@@ -3,6 +3,7 @@
     product    c (m, n) = a (m, k) b (k, n), any strides but the result's, which is stored by rows
     row_times  c (n) = a (k) b (k, n), b stored by rows
     dots       y (m) = a (m, k) x (k), a stored by rows
+    row_dots   the same with rows of a larger matrix, which are copied on the way
 
 With `add` they add to what is there. Nothing is packed for 512 bits unless b is stored by columns; for 256 bits the panels of b
 are, where many rows use them.
@@ -317,5 +318,34 @@ extern "C" void dots(const float *a, const float *x, float *y, long m, long k, l
     for (; i + 4 <= m; i += 4) dots_of<4>(a + i * down, down, x, k, y + i, add);
   for (; i + 8 <= m; i += 8) dots_of<8>(a + i * down, down, x, k, y + i, add);
   for (; i < m; i++) dots_of<1>(a + i * down, down, x, k, y + i, add);
+}
+
+// Rows lie anywhere in memory: those to come are asked for early, as many as the nearest cache has room for.
+extern "C" void row_dots(const float *table, const long *index, const float *x, float *a, float *y, long rows, long m, long k, int add) {
+  const long room = 4096, size = k * (long)sizeof(float), asked = size < room ? size : room, whole = room / size;
+  const long ahead = whole > 8 ? 8 : whole > 1 ? whole : 1;
+  for (long i = 0; i < m; i++, a += k) {
+    if (i + ahead < m) {
+      long next = index[i + ahead] < 0 ? index[i + ahead] + rows : index[i + ahead];
+      for (long c = 0; c < asked; c += 64) __builtin_prefetch((const char *)(table + next * k) + c);
+    }
+    const float *from = table + (index[i] < 0 ? index[i] + rows : index[i]) * k;
+    vec even = zero(), odd = zero();
+    long p = 0;
+    for (; p + 2 * LANES <= k; p += 2 * LANES) {
+      vec one = load(from + p), two = load(from + p + LANES);
+      store(a + p, one);
+      store(a + p + LANES, two);
+      even = times_plus(one, load(x + p), even);
+      odd = times_plus(two, load(x + p + LANES), odd);
+    }
+    for (; p < k; p += LANES) {
+      some mask = first(k - p < LANES ? k - p : LANES);
+      vec part = load(mask, from + p);
+      store(a + p, mask, part);
+      even = times_plus(part, load(mask, x + p), even);
+    }
+    y[i] = (add ? y[i] : 0) + total(plus(even, odd));
+  }
 }
 """

@@ -78,7 +78,22 @@ def call(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> tuple[int, str, tup
     return _called(library.product, (a, b, out), m, n, k, *a.stride(), *b.stride(), int(add))
 
 
+def call_of_rows(
+    table: Tensor, index: Tensor, rows: Tensor, b: Tensor, out: Tensor, *, add: bool
+) -> tuple[int, str, tuple[Tensor, ...]] | None:
+    """rows = table[index], and out = rows b or out += rows b: as `call`, for a vector b and all tensors but the index in single
+    precision, each stored by rows; None for anything else."""
+    library = _library()
+    if library is None or any(t.dtype != torch.float32 for t in (table, b, out)) or index.dtype != torch.int64:
+        return None
+    (m, k), n = rows.shape, b.shape[1]
+    if n != 1 or m < 2 or k < LEAST_INNER or b.stride(0) != 1 or not all(t.is_contiguous() for t in (table, index, rows, out)):
+        return None
+    return _called(library.row_dots, (table, index, b, rows, out), len(table), m, k, int(add))
+
+
 def _called(function: Any, tensors: tuple[Tensor, ...], *numbers: int) -> tuple[int, str, tuple[Tensor, ...]]:
-    types = ", ".join(["void *"] * 3 + ["long"] * (len(numbers) - 1) + ["int"])
-    code = f"((void (*)({types})) {{f}})({{0}}, {{1}}, {{2}}, {', '.join(map(str, numbers))});"
+    types = ", ".join(["void *"] * len(tensors) + ["long"] * (len(numbers) - 1) + ["int"])
+    places = ", ".join(f"{{{k}}}" for k in range(len(tensors)))
+    code = f"((void (*)({types})) {{f}})({places}, {', '.join(map(str, numbers))});"
     return ctypes.cast(function, ctypes.c_void_p).value or 0, code, tensors

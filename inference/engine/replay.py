@@ -44,11 +44,20 @@ _OPERATORS = {
 #: A compiler may make of memcpy an instruction that takes a third longer for a row of some hundred bytes.
 _COPY = """
 struct __attribute__((packed, may_alias)) part { char bytes[16]; };
+typedef int __attribute__((may_alias)) word;
+typedef long __attribute__((may_alias)) two_words;
 static inline void copy(char *to, const char *from, long size) {
   for (; size >= 16; size -= 16, to += 16, from += 16) *(part *)to = *(const part *)from;
   for (; size > 0; size--) *to++ = *from++;
 }
 """
+
+
+#: Rows of so many bytes are moved as one number.
+_WORDS = {4: "word", 8: "two_words"}
+
+#: Bytes of rows to come that the nearest cache has room for.
+_NEAR = 4096
 
 
 class _CannotRecord(Exception):
@@ -62,6 +71,10 @@ class Call:
     function: int
     code: str
     tensors: tuple[Tensor, ...]
+
+
+class Rows(Call):
+    """Rows of a table: `tensors` are the table, their numbers and the result."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,7 @@ class _Products:
 
     def mm(self, a: Tensor, b: Tensor, *, out: Tensor) -> None:
         """out = a b."""
-        self.calls.append(_product(a, b, out, add=False))
+        _add_product(self.calls, a, b, out)
 
     def addmm(self, bias: Tensor, a: Tensor, b: Tensor, *, out: Tensor, alpha: float = 1, beta: float = 1) -> None:
         """out = bias + a b."""
@@ -188,20 +201,24 @@ class _Torch:
             raise _CannotRecord
         size = x[0].numel() * x.element_size()
         # Rows lie anywhere in memory: those to come are asked for early.
+        ahead = min(8, max(1, _NEAR // max(1, size)))
+        if size in _WORDS:
+            moved = f"(({_WORDS[size]} *) ({{2}}))[r] = ((const {_WORDS[size]} *) ({{0}}))[j]"
+        else:
+            moved = f"copy({{2}} + r * {size}, {{0}} + j * {size}, {size})"
         code = (
-            f"for (long r = 0; r < {len(index)}; r++) {{{{ const long *q = (const long *) ({{1}}); "
-            f"if (r + 8 < {len(index)}) for (long c = 0; c < {size}; c += 64) __builtin_prefetch({{0}} + q[r + 8] * {size} + c); "
-            f"long j = q[r] < 0 ? q[r] + {len(x)} : q[r]; "
-            f"copy({{2}} + r * {size}, {{0}} + j * {size}, {size}); }}}}"
+            f"for (long r = 0; r < {len(index)}; r++) {{{{ const long *q = (const long *) ({{1}}); if (r + {ahead} < {len(index)}) "
+            f"for (long c = 0; c < {min(size, _NEAR)}; c += 64) __builtin_prefetch({{0}} + q[r + {ahead}] * {size} + c); "
+            f"long j = q[r] < 0 ? q[r] + {len(x)} : q[r]; {moved}; }}}}"
         )
-        self.calls.append(Call(0, code, (x, index, out)))
+        self.calls.append(Rows(0, code, (x, index, out)))
         return out
 
     def _matmul(self, a: Tensor, b: Tensor) -> Tensor:
         if torch.get_num_threads() > 1 or (passes.onednn_leads() and not products.large_too()):
             raise _CannotRecord  # oneDNN has more threads, or better code
         out = a.new_empty(a.shape[0], b.shape[1])
-        self.calls.append(_product(a, b, out, add=False))
+        _add_product(self.calls, a, b, out)
         return out
 
     def _solve(self, a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Tensor:
@@ -242,6 +259,19 @@ def _product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> Call:
         f'("{"N" if b_rows else "T"}", "{"N" if a_rows else "T"}", &n, &m, &k, &w, {{1}}, &lb, {{0}}, &la, &z, {{2}}, &n); }}}}'
     )
     return Call(_blas("gemm", a), code, (a, b, out))
+
+
+def _add_product(calls: list[Call], a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Records out = a b; rows of a batch that were gathered just before are multiplied on their way."""
+    last = calls[-1] if calls else None
+    if isinstance(last, Rows):
+        table, index, rows = last.tensors
+        if (a.data_ptr(), a.shape, a.stride()) == (rows.data_ptr(), rows.shape, rows.stride()):
+            joined = products.call_of_rows(table, index, rows, b, out, add=False)
+            if joined is not None:
+                calls[-1] = Call(*joined)
+                return
+    calls.append(_product(a, b, out, add=False))
 
 
 def _layout(matrix: Tensor) -> tuple[bool, int]:

@@ -61,6 +61,53 @@ def test_products_to_rounding(first: str, second: str, add: bool, monkeypatch: p
 
 
 @needs_code
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize(("m", "k"), [(2, 2), (3, 7), (256, 100), (9, 16), (17, 33), (5, 1500), (40, 3), (12, 48), (7, 65)])
+def test_products_of_gathered_rows_to_rounding(m: int, k: int, add: bool) -> None:
+    """The bound of `test_products_to_rounding`; numbers of rows may count from the end, and nothing behind the results is touched."""
+    torch.manual_seed(0)
+    table, vector, begin = torch.randn(50, k), torch.randn(k, 1), torch.randn(m, 1)
+    index = torch.randint(-50, 50, (m,))
+    index[0], index[-1] = -50, 49
+    room, copied = torch.full((m + 64,), 7.0), torch.full((m * k + 64,), 7.0)
+    out, rows = room[:m].view(m, 1), copied[: m * k].view(m, k)
+    out.copy_(begin)
+    joined = products.call_of_rows(table, index, rows, vector, out, add=add)
+    assert joined is not None
+    call = replay.Call(*joined)
+    loop = replay._loop([call])
+    assert loop is not None
+    addresses = [t.data_ptr() for t in call.tensors]
+    loop(0, 1, (ctypes.c_void_p * 1)(call.function), (ctypes.c_void_p * 5)(*addresses), (ctypes.c_long * 5)(*[0] * 5))
+    assert torch.equal(rows, table[index])
+    a, b, c = table[index].double(), vector.double(), begin.double() if add else torch.zeros(m, 1).double()
+    bound = (a.abs() @ b.abs() + c.abs()) * (k + 2) * 2.0**-24
+    assert bool(((out.double() - (a @ b + c)).abs() <= bound).all())
+    assert bool((room[m:] == 7).all())
+    assert bool((copied[m * k :] == 7).all())
+
+
+@needs_code
+def test_gathered_rows_are_multiplied_on_their_way() -> None:
+    """Only by a vector, only where nothing else was recorded in between, and only where they are what is multiplied."""
+    table, index, vector = torch.randn(50, 6), torch.arange(9), torch.randn(6, 1)
+
+    def recorded(*, between: bool = False, other: bool = False, columns: int = 1) -> int:
+        calls: list[replay.Call] = []
+        rows = replay._Torch(calls)._rows(table, index)
+        if between:
+            replay._Torch(calls)._rows(torch.randn(50), index)
+        replay._Products(calls).mm(torch.randn(9, 6) if other else rows, torch.randn(6, columns), out=torch.empty(9, columns))
+        return len(calls)
+
+    assert recorded() == 1
+    assert recorded(between=True) == 3
+    assert recorded(other=True) == 2
+    assert recorded(columns=2) == 2
+    assert products.call_of_rows(table.double(), index, table[index].double(), vector.double(), torch.empty(9, 1), add=False) is None
+
+
+@needs_code
 @pytest.mark.parametrize(
     ("a", "b"),
     [

@@ -85,11 +85,12 @@ def test_triangular_solves(size: int, upper: bool, dtype: torch.dtype) -> None:
         torch.testing.assert_close(out, torch.linalg.solve_triangular(a, b, upper=upper))
 
 
-@pytest.mark.parametrize("shape", [(20, 3), (20,), (20, 2, 4)])
-def test_rows_and_steps(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(20, 3), (20,), (20, 2, 4), (20, 2000), (20, 0)])
+def test_rows_and_steps(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    x = torch.randn(shape)
-    table = torch.randint(20, (4, 11))
+    x = torch.randint(2, shape).to(dtype) if dtype == torch.bool else (9 * torch.randn(shape)).to(dtype)
+    table = torch.randint(-20, 20, (4, 11))
     calls: list[replay.Call] = []
     out = replay._Torch(calls)._rows(x, table[0])
     for steps in (1, 4):
