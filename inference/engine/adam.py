@@ -6,6 +6,7 @@ elements of every parameter; the host makes them for many steps at once instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,13 +28,23 @@ def scalars(
 ) -> Tensor:
     """The scalars of the steps done + 1, ..., done + count, float64 (steps, groups, 3): learning rate, rate / (1 - beta1^t), (1 - beta2^t)^-1/2."""
     t = torch.arange(done + 1, done + 1 + count, dtype=torch.float64)
-    factor = torch.as_tensor(factors, dtype=torch.float64).expand(count)
-    groups = []
-    for group, base in zip(optimizer.param_groups, base_rates, strict=True):
+    factor = torch.as_tensor(factors, dtype=torch.float64)
+    out = torch.empty(count, len(optimizer.param_groups), 3, dtype=torch.float64)
+    for group, base, row in zip(optimizer.param_groups, base_rates, out.unbind(1), strict=True):
         first, second = group["betas"]
         rate = base * factor
-        groups.append(torch.stack([rate, rate / (1 - first**t), (1 - second**t).rsqrt()], -1))
-    return torch.stack(groups, 1)
+        row[:, 0] = rate
+        one, other = _without_power(first, t), _without_power(second, t)
+        row[:, 1] = rate if one is None else rate / one
+        row[:, 2] = 1 if other is None else other.rsqrt_()
+    return out
+
+
+def _without_power(beta: float, t: Tensor) -> Tensor | None:
+    """1 - beta^t for 0 <= beta < 1; None where that is 1 in double precision."""
+    if beta ** float(t[0]) < 2.0**-54:
+        return None
+    return (t * math.log(beta)).expm1_().neg_()
 
 
 def update(optimizer: torch.optim.Optimizer, scalars: Tensor) -> None:

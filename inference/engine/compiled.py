@@ -425,8 +425,7 @@ class Engine:
                 warn_eager(explain(error))
                 return False
             # A gradient that is not finite spoils the parameters, and the losses after it.
-            finite = [torch.isfinite(loop.tables.losses(first, count)).all(), *(torch.isfinite(p).all() for p in loop.leaves)]
-            if all(bool(f) for f in finite):
+            if loop.tables.finite(first, count) and all(bool(torch.isfinite(p).all()) for p in loop.leaves):
                 torch._foreach_copy_(loop.finite, self.finite)
                 return True
             torch._foreach_copy_(self.step.state, self.saved)

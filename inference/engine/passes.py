@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from . import products
+from . import products, slices
 
 #: A matrix product of fewer multiplications than this is left alone.
 LARGE = 1_000_000
@@ -60,6 +60,7 @@ _library.impl("rows", lambda x, index: x.new_empty(index.shape[0], *x.shape[1:])
 def rewrite(module: fx.GraphModule) -> None:
     """Puts the operators in, in place."""
     graph = module.graph
+    slices.rewrite(graph)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue

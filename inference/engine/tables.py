@@ -20,7 +20,7 @@ from .noise import Row
 #: Noise is drawn for so many numbers at once, in as many steps as they serve.
 _NUMBERS = 2**17
 _MOST_NUMBERS = 2**23
-_MOST_STEPS, _LEAST_STEPS = 1024, 16
+_MOST_STEPS, _LEAST_STEPS = 4096, 16
 #: Rows on a GPU begin at multiples of so many numbers, as compiled code expects of its inputs there.
 _ALIGNED = 16
 
@@ -228,6 +228,10 @@ class Tables:
         """(count, *losses) what the steps wrote, on the host, in double precision."""
         size = torch.Size(self._losses).numel()
         return self._loss[first : first + count, :size].double().cpu().reshape(count, *self._losses)
+
+    def finite(self, first: int, count: int) -> bool:
+        """Whether the losses that the steps wrote are numbers."""
+        return bool(torch.isfinite(self._loss[first : first + count]).all())
 
     def summaries(self, first: int, count: int) -> Tensor:
         """(count, *summary) what the steps wrote, on the device."""
