@@ -35,6 +35,7 @@ from ..inference.target.program import DATA_PLATE, BoundData, Site, describe
 from .continuous import is_real, normal_in
 from .flow import identity_flow
 from .own_draws import OwnDraws
+from .path_derivative import PathDerivative
 
 #: What is added to the raw scale, so that a network that puts out zeros means a standard deviation of one.
 _ONE = math.log(math.e - 1)
@@ -44,6 +45,7 @@ class LocalPosterior(PyroModule):
     """Base: which latents there are, how long their unconstrained vector is, and how a draw of it becomes sites.
 
     Attributes:
+        path_derivative: set by the runner where the objective allows it, see `PathDerivative`; None in families without it.
         amortized: whether q can be asked about observations that were not in the training data.
         sites: the continuous latents, all of them inside the data plate.
         sizes: how many unconstrained numbers each has in one observation.
@@ -53,6 +55,7 @@ class LocalPosterior(PyroModule):
     objective = "elbo"
     factorized = False
     amortized = True
+    path_derivative: bool | None = False
 
     def __init__(self, model: Callable[..., Any], data: BoundData) -> None:
         super().__init__()
@@ -86,7 +89,11 @@ class LocalPosterior(PyroModule):
         means, sds = self.split(loc), self.split(positive(raw))
         with plate:
             for name, site in self.sites.items():
-                pyro.sample(name, normal_in(site, means[name], sds[name]))
+                m, s = means[name], sds[name]
+                fn = normal_in(site, m, s)
+                if self.path_derivative:
+                    fn = PathDerivative(fn, normal_in(site, m.detach(), s.detach()))
+                pyro.sample(name, fn)
 
     def forward(self, *args: Any, index: Tensor | None = None, **kwargs: Any) -> None:
         """Draws the latents of these observations."""
@@ -175,7 +182,10 @@ class AmortizedFullRank(Amortized):
         """Draws from means and factors."""
         loc, square = rows[..., : self.size], rows[..., self.size :].unflatten(-1, (self.size, self.size))
         factor = square.tril(-1) + torch.diag_embed(positive(square.diagonal(dim1=-2, dim2=-1)))
-        self.draw_jointly(OwnDraws(loc, scale_tril=factor), plate)
+        base: Any = OwnDraws(loc, scale_tril=factor)
+        if self.path_derivative:
+            base = PathDerivative(base, OwnDraws(loc.detach(), scale_tril=factor.detach()))
+        self.draw_jointly(base, plate)
 
 
 class AmortizedFlow(Amortized):
@@ -189,6 +199,7 @@ class AmortizedFlow(Amortized):
 
     family = "amortized_iaf"
     factorized = False
+    path_derivative = None
 
     def __init__(
         self,

@@ -73,3 +73,12 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
         return Compiled(graph.module, None)
 
     monkeypatch.setattr(compiled, "compile_graph", as_it_is)
+
+
+@pytest.fixture
+def eager_is_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` then wants to compile at once."""
+    from bayeszoo.inference.engine import compiled
+
+    monkeypatch.setattr(compiled, "COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(compiled, "COMPILE_SECONDS_A_NODE", 0.0)

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from ..estimators.free_bits import check_fit
 from ..estimators.layer_noise import LayerNoise, by_layer
 from ..estimators.objective import Discrete, Estimator, Objective, analytic_kls, where_discrete
+from ..estimators.reinforce import is_random
 from ..run import Run
 from ..target.density import EachDraw, guide_factors, model_factors
-from ..target.program import Program, check_data, describe, is_point_estimate, sample_sites, some_rows
+from ..target.program import Program, base_of, check_data, describe, is_point_estimate, sample_sites, some_rows
 from ..target.start import CLIMB_LIMIT, DENSE_LIMIT, Start
 from .compiled import Compiler, Mode
 from .convergence import Plan, Tail
@@ -243,7 +244,23 @@ class Restart:
             and objective.layer_noise == "shared"
         ):
             guide.path_derivative = True
+        if estimator == "importance_weighted":
+            self._reparametrize_twice(objective)
         return objective
+
+    def _reparametrize_twice(self, objective: Objective) -> None:
+        """Chooses the gradient with less noise where guide and model have one; see `doubly_reparametrized`."""
+        guide = objective.guide
+        if getattr(guide, "path_derivative", None) is None or objective.num_particles == 1 or objective.weights is not None:
+            return
+        objective.count_noise(self.some)
+        if objective.noisy_model or objective.layer_noise != "shared":
+            return
+        guide.path_derivative = True  # type: ignore[attr-defined]
+        sites = dict(sample_sites(objective.guide_trace(self.some)))
+        random = [base_of(site["fn"]) for site in sites.values() if is_random(site)]
+        objective.doubly = bool(random) and all(hasattr(fn, "frozen") for fn in random)
+        guide.path_derivative = objective.doubly  # type: ignore[attr-defined]
 
     def _layer_noise(self, objective: Objective, without_draws: bool) -> LayerNoise:
         """Where a network's noise is drawn; unless it was asked for, in the layers wherever that changes nothing but the variance."""

@@ -8,6 +8,7 @@ zeros is ever added.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ def rewrite(graph: fx.Graph) -> None:
         # With two others the order of summation would change, and with it the last digit.
         if len(parts) < 2 or len(others) > 1 or len({part[:2] for part in parts}) > 1:
             continue
-        if any(first.end > second.start for first, second in zip(parts, parts[1:], strict=False)):
+        if any(first.end > second.start for first, second in itertools.pairwise(parts)):
             continue
         with graph.inserting_before(node):
             whole = graph.call_function(torch.ops.aten.cat.default, (list(_pieces(graph, parts)), parts[0].dim))

@@ -48,6 +48,8 @@ def stack(restarts: Sequence[Restart]) -> StackedLoop | None:
         return None
     if first.callbacks or first.pause is not None or restarts[0].streamed:
         return None
+    if first.objective.doubly:  # weights the gradient on its way back, where vmap no longer is
+        return None
     try:
         stacked = StackedLoop.of(restarts, [loop for loop in loops if loop is not None])
         return stacked if stacked.agrees() else None

@@ -35,6 +35,7 @@ from ..target.density import (
 )
 from ..target.program import DATA_PLATE, Fix, Program, is_point, sample_sites
 from . import free_bits
+from .doubly_reparametrized import weighted_bound
 from .layer_noise import AtTheMean, Flipout, LayerNoise, Layers, Local
 from .row_scores import row_scores
 
@@ -65,6 +66,7 @@ class Objective:
         noisy_model: whether the model draws numbers of its own, as networks with dropout do; `count_noise` finds out.
         weights: (B,) what the rows of a batch count beside one another, where it is drawn in streams; None for all the same.
         redrawn: data that every call draws anew: zeros and ones, from chances under these names.
+        doubly: whether the importance-weighted bound takes the doubly reparametrised gradient; see `doubly_reparametrized`.
         free_bits: nats of KL that each latent number of an observation has at no cost in the gradient; see `free_bits`.
         surrogate: `None` for a bound; `"joint"` (-log p(x, z), the posterior mode's loss) or `"likelihood"` (-log p(x | z)).
     """
@@ -82,6 +84,7 @@ class Objective:
     noisy_model: bool = True
     redrawn: tuple[str, ...] = ()
     weights: Tensor | None = None
+    doubly: bool = False
     free_bits: float = 0.0
 
     def __call__(
@@ -100,6 +103,11 @@ class Objective:
         """
         if self.redrawn:
             kwargs, noise = self._redraw(kwargs, noise)
+        if self.doubly and noise is not None:
+            if self.each.vectorized is None:
+                self._check_vectorized(kwargs)
+            bound, value = weighted_bound(self, kwargs, noise, strict=strict)
+            return -bound, -value
         members = getattr(self.guide, "members", None)
         if members is not None:
             parts = self._members(kwargs, noise, strict, members)

@@ -57,8 +57,9 @@ def fit(
             continuous latents, and discrete sites by name), a builder `(model, data) -> guide`, a ready guide (any Pyro
             autoguide, any callable), or None for the model's matching family.
         guide_options: options of the family, such as `{"rank": 3}`.
-        loss: `monte_carlo`, `analytic_kl`, `importance_weighted` (over the particles), or `auto`: analytic where the family
-            and every prior allow it.
+        loss: `monte_carlo`, `analytic_kl`, `importance_weighted` (over the particles; Burda et al. 2016, with the doubly
+            reparametrised gradient of Tucker et al. 2019 where the family has one), or `auto`: analytic where the family and every
+            prior allow it.
         optimizer: a learning rate (of Adam), a `torch.optim` class or `functools.partial` of one; None chooses.
         steps: number of updates; None runs until convergence.
         epochs: the same, in passes over the data.

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import enum
 import functools
 import random
 import types
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +17,7 @@ import test_contract as contract
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
+from two_engines import assert_same, fit_slope, parameters, slope
 
 import bayeszoo as bz
 from bayeszoo.inference import NotCompiledWarning
@@ -49,17 +47,6 @@ COMPILED_IN_TEST = {
 def run(name: str, **options: Any) -> bz.inference.Fit:
     """A case in double precision, so that rounding leaves eight digits after many steps."""
     return contract.run(contract.CASES[name], dtype=torch.float64, **{"steps": STEPS, **options})
-
-
-def assert_same(a: bz.inference.Fit, b: bz.inference.Fit, tolerance: float = 1e-8) -> None:
-    torch.testing.assert_close(torch.tensor(b.losses), torch.tensor(a.losses), rtol=tolerance, atol=0.0)
-    for mine, other in zip(parameters(a), parameters(b), strict=True):
-        torch.testing.assert_close(other, mine, rtol=tolerance, atol=tolerance)
-
-
-def parameters(fit: bz.inference.Fit) -> list[Tensor]:
-    with fit.run.owned.active():
-        return [p.detach().clone() for p in fit.run.owned.parameters().values()]
 
 
 @pytest.mark.parametrize("name", sorted(set(contract.CASES) - UNTRAINED))
@@ -222,34 +209,6 @@ def test_run_to_convergence_is_the_same(uncompiled: None) -> None:
     assert_same(a, b, 1e-6)
 
 
-class Slope(PyroModule):
-    """Two standard normal latents and an observation; `extra` sees the draws."""
-
-    extra: Callable[[Tensor, Tensor], Any] = staticmethod(lambda a, b: 0.0)
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
-        b = pyro.sample("b", dist.Normal(x.new_zeros(()), 1.0))
-        shift = self.extra(a, b)
-        with pyro.plate("data", len(x), dim=-1):
-            return pyro.sample("y", dist.Normal(a + b * x + shift, 1.0), obs=y)
-
-
-def slope(extra: Callable[[Tensor, Tensor], Any] | None = None) -> tuple[Any, bz.data.Data]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(30, generator=generator, dtype=torch.float64)
-    y = 0.3 + 0.7 * x + torch.randn(30, generator=generator, dtype=torch.float64)
-    model = Slope()
-    if extra is not None:
-        object.__setattr__(model, "extra", extra)
-    return model, bz.data.Data(inputs={"x": x}, observed=y)
-
-
-def fit_slope(extra: Callable[[Tensor, Tensor], Any] | None = None, **options: Any) -> bz.inference.Fit:
-    model, data = slope(extra)
-    return bz.fit(model, data, "mean_field", progress=False, **{"steps": 60, "loss": "monte_carlo", **options})
-
-
 def control_flow(a: Tensor, b: Tensor) -> Tensor:
     if a > 0.3:
         return a - 1.0
@@ -365,13 +324,6 @@ def test_what_cannot_be_a_graph_is_refused(extra: Any) -> None:
         fit_slope(extra, compile=True)
 
 
-@pytest.fixture
-def eager_is_dear(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` then wants to compile at once."""
-    monkeypatch.setattr(compiled, "COMPILE_SECONDS", 0.0)
-    monkeypatch.setattr(compiled, "COMPILE_SECONDS_A_NODE", 0.0)
-
-
 @pytest.mark.parametrize("extra", [control_flow, reads_numpy, masks], ids=lambda f: f.__name__)
 def test_auto_falls_back_with_one_warning(extra: Any, eager_is_dear: None) -> None:
     with pytest.warns(NotCompiledWarning, match=REFUSED[extra]) as caught:
@@ -460,286 +412,6 @@ def test_what_a_callback_may_change_is_not_read() -> None:
 
 def test_auto_leaves_callbacks_to_the_eager_engine(eager_is_dear: None) -> None:
     assert fit_slope(callbacks=[lambda progress: None]).engine == "eager"
-
-
-def test_attribute_that_counts_is_named() -> None:
-    class Counter(Slope):
-        calls = 0
-
-        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-            self.calls += 1
-            return super().forward(x, y)
-
-    _, data = slope()
-    with pytest.raises(ValueError, match="the attribute 'calls' changes at every call"):
-        bz.fit(Counter(), data, "mean_field", steps=60, progress=False, compile=True)
-
-
-def later(calls: int) -> float:
-    """Nothing for a long time, so that no replay shows it."""
-    return 0.0 if calls < 10_000 else 1.0
-
-
-def counted(x: Tensor, y: Tensor | None, calls: int) -> None:
-    a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
-    with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("y", dist.Normal(a + later(calls), 1.0), obs=y)
-
-
-class Counting:
-    """Counts in an attribute, which `__call__` and `method` see, or in one of the class."""
-
-    everywhere = 0
-
-    def __init__(self) -> None:
-        self.n = 0
-
-    def __call__(self, x: Tensor, y: Tensor | None = None) -> None:
-        self.n += 1
-        counted(x, y, self.n)
-
-    def method(self, x: Tensor, y: Tensor | None = None) -> None:
-        self.n += 1
-        counted(x, y, self.n)
-
-    def of_the_class(self, x: Tensor, y: Tensor | None = None) -> None:
-        Counting.everywhere += 1
-        counted(x, y, Counting.everywhere)
-
-
-class Shadowed(PyroModule):
-    """Counts on the instance what the class has too."""
-
-    n = 0
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> None:
-        self.n += 1
-        counted(x, y, self.n)
-
-
-class Slotted:
-    """Counts without a dictionary, behind a property."""
-
-    __slots__ = ("n",)
-
-    def __init__(self) -> None:
-        self.n = 0
-
-    @property
-    def next(self) -> int:
-        self.n += 1
-        return self.n
-
-
-_slotted, _namespace = Slotted(), types.SimpleNamespace(n=0)
-_array, _deque = np.zeros(3, dtype=int), collections.deque([0], maxlen=1)
-
-
-def counts_in_a_slot(x: Tensor, y: Tensor | None = None) -> None:
-    counted(x, y, _slotted.next)
-
-
-def counts_in_a_namespace(x: Tensor, y: Tensor | None = None) -> None:
-    _namespace.n += 1
-    counted(x, y, _namespace.n)
-
-
-def counts_in_an_array(x: Tensor, y: Tensor | None = None) -> None:
-    _array[1] += 1
-    counted(x, y, int(_array[1]))
-
-
-def counts_in_a_deque(x: Tensor, y: Tensor | None = None) -> None:
-    _deque.append(_deque[0] + 1)
-    counted(x, y, _deque[0])
-
-
-def counts_in_an_argument(state: dict[str, int], x: Tensor, y: Tensor | None = None) -> None:
-    state["n"] += 1
-    counted(x, y, state["n"])
-
-
-def counts_in_a_default(x: Tensor, y: Tensor | None = None, *, state: Any = types.SimpleNamespace(held=[0])) -> None:  # noqa: B008
-    state.held[0] += 1
-    counted(x, y, state.held[0])
-
-
-def counts_in_a_list(x: Tensor, y: Tensor | None = None) -> None:
-    _seen[0] += 1
-    counted(x, y, _seen[0])
-
-
-def tally() -> int:
-    _seen[0] += 1
-    return _seen[0]
-
-
-def counts_in_a_helper(x: Tensor, y: Tensor | None = None) -> None:
-    counted(x, y, tally())
-
-
-def counts_on_itself(x: Tensor, y: Tensor | None = None) -> None:
-    counts_on_itself.calls = getattr(counts_on_itself, "calls", 0) + 1  # type: ignore[attr-defined]
-    counted(x, y, counts_on_itself.calls)  # type: ignore[attr-defined]
-
-
-def counts_in_a_closure() -> Any:
-    n, state = 0, Counting()
-
-    def rebinds(x: Tensor, y: Tensor | None = None) -> None:
-        nonlocal n
-        n += 1
-        counted(x, y, n)
-
-    def asks(x: Tensor, y: Tensor | None = None) -> None:
-        state.n += 1
-        counted(x, y, state.n)
-
-    return rebinds, asks
-
-
-def wrapped() -> Any:
-    @functools.wraps(counts_in_a_list)
-    def outer(x: Tensor, y: Tensor | None = None) -> None:
-        counts_in_a_list(x, y)
-
-    return outer
-
-
-COUNTERS = {
-    "object": lambda: (Counting(), "n"),
-    "method": lambda: (Counting().method, "n"),
-    "class": lambda: (Counting().of_the_class, "Counting.everywhere|everywhere"),
-    "partial": lambda: (functools.partial(counts_in_an_argument, {"n": 0}), "args"),
-    "class and instance": lambda: (Shadowed(), "n"),
-    "slot": lambda: (counts_in_a_slot, "_slotted.n"),
-    "namespace": lambda: (counts_in_a_namespace, "_namespace.n"),
-    "array": lambda: (counts_in_an_array, "_array"),
-    "deque": lambda: (counts_in_a_deque, "_deque"),
-    "list": lambda: (counts_in_a_list, "_seen"),
-    "helper": lambda: (counts_in_a_helper, "_seen"),
-    "function": lambda: (counts_on_itself, "calls"),
-    "closure": lambda: (counts_in_a_closure()[0], "n"),
-    "object in a closure": lambda: (counts_in_a_closure()[1], "state.n"),
-    "decorated": lambda: (wrapped(), "_seen"),
-}
-
-
-@pytest.mark.parametrize("where", COUNTERS)
-def test_counters_are_found_wherever_they_stand(where: str, eager_is_dear: None) -> None:
-    """Seen only after thousands of steps: what is kept gives them away, and is put back after the attempt."""
-    model, name = COUNTERS[where]()
-    _, data = slope()
-    with pytest.raises(ValueError, match=f"the attribute '[^']*({name})[^']*' changes at every call"):
-        bz.fit(model, data, "mean_field", steps=60, progress=False, compile=True)
-
-
-class Level(enum.IntEnum):
-    HIGH = 2
-
-
-class Frozen(dict[str, Any]):
-    """As configurations that may not be written to."""
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        raise TypeError("frozen")
-
-    update = __setitem__  # type: ignore[assignment]
-
-
-_config, _system, _base = Frozen(scale=1.0), random.SystemRandom(), torch.zeros(1)
-_wide = _base.expand(2)
-
-
-def reaches_what_cannot_be_written(x: Tensor, y: Tensor | None = None) -> None:
-    assert _system is not None
-    _base.add_(0.0)
-    a = pyro.sample("a", dist.Normal(x.new_zeros(()), _config["scale"]))
-    with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("y", dist.Normal(a * int(Level.HIGH) + _wide.sum().to(x), 1.0), obs=y)
-
-
-def test_what_cannot_be_written_to_is_left_alone(uncompiled: None) -> None:
-    _, data = slope()
-    a, b = (
-        bz.fit(reaches_what_cannot_be_written, data, "mean_field", steps=60, progress=False, compile=c) for c in (False, True)
-    )
-    assert b.engine == "compiled"
-    assert_same(a, b)
-
-
-def test_what_an_attempt_counted_is_put_back(eager_is_dear: None) -> None:
-    _, data = slope()
-    ends = []
-    for compile in (False, "auto"):
-        model = Counting()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotCompiledWarning)
-            fit = bz.fit(model, data, "mean_field", steps=60, progress=False, compile=compile)
-        assert fit.engine == "eager"
-        ends.append(max(model.n, fit.model.n))
-    assert ends[0] == ends[1]
-
-
-def test_a_tensor_that_counts_in_a_closure(uncompiled: None) -> None:
-    """The graph goes on counting, from where the attempt found it."""
-    _, data = slope()
-    fits = []
-    for compile in (False, True):
-        calls = torch.zeros((), dtype=torch.float64)
-
-        def model(x: Tensor, y: Tensor | None = None, calls: Tensor = calls) -> None:
-            calls.add_(1.0)
-            a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
-            with pyro.plate("data", len(x), dim=-1):
-                pyro.sample("y", dist.Normal(a + 0.01 * calls, 1.0), obs=y)
-
-        fits.append(bz.fit(model, data, "mean_field", steps=60, progress=False, compile=compile))
-    assert fits[1].engine == "compiled"
-    assert_same(*fits)
-
-
-class Rebinds(Slope):
-    """Puts another tensor in the place of its buffer, of an attribute, or of one in a dictionary."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__()
-        self.where, self.last = where, torch.zeros((), dtype=torch.float64)
-        self.kept = {"mean": self.last}
-        self.register_buffer("mean", self.last)
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        held = {"mean": self.mean, "last": self.last, "kept": self.kept["mean"], "unread": torch.zeros(())}[self.where]
-        new = 0.9 * held + 0.1 * x.mean() + 0.01
-        if self.where == "mean":
-            self.mean = new
-        elif self.where == "kept":
-            self.kept = {"mean": new}
-        else:
-            self.last = new
-        return super().forward(x + new, y)
-
-
-@pytest.mark.parametrize("where", ["mean", "last", "kept"])
-def test_a_tensor_that_is_replaced_instead_of_updated_is_named(where: str, eager_is_dear: None) -> None:
-    _, data = slope()
-    fits = []
-    with pytest.raises(ValueError, match=f"the attribute '{where}(.mean)?' is another tensor after every call"):
-        bz.fit(Rebinds(where), data, "mean_field", steps=60, progress=False, compile=True)
-    for compile in (False, "auto"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", bz.inference.NotCompiledWarning)
-            fits.append(bz.fit(Rebinds(where), data, "mean_field", steps=60, progress=False, compile=compile))
-    # What the attempt replaced has been put back.
-    assert fits[0].losses == fits[1].losses
-    assert torch.equal(fits[0].model.mean, fits[1].model.mean)
-
-
-def test_a_tensor_that_is_kept_and_never_read_may_be_replaced(uncompiled: None) -> None:
-    _, data = slope()
-    a, b = (bz.fit(Rebinds("unread"), data, "mean_field", steps=60, progress=False, compile=c) for c in (False, True))
-    assert b.engine == "compiled"
-    assert b.losses == pytest.approx(a.losses, rel=1e-8)
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, eager_is_dear: None) -> None:

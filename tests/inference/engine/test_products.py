@@ -104,7 +104,10 @@ def test_gathered_rows_are_multiplied_on_their_way() -> None:
     assert recorded(between=True) == 3
     assert recorded(other=True) == 2
     assert recorded(columns=2) == 2
-    assert products.call_of_rows(table.double(), index, table[index].double(), vector.double(), torch.empty(9, 1), add=False) is None
+    assert (
+        products.call_of_rows(table.double(), index, table[index].double(), vector.double(), torch.empty(9, 1), add=False)
+        is None
+    )
 
 
 @needs_code

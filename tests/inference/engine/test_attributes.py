@@ -1,0 +1,305 @@
+"""What a model and a guide keep in Python: what changes there from call to call is found, and the fit stays eager."""
+
+from __future__ import annotations
+
+import collections
+import enum
+import functools
+import random
+import types
+import warnings
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+from two_engines import Slope, assert_same, slope
+
+import bayeszoo as bz
+from bayeszoo.inference import NotCompiledWarning
+
+_seen = [0]
+
+
+def test_attribute_that_counts_is_named() -> None:
+    class Counter(Slope):
+        calls = 0
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            self.calls += 1
+            return super().forward(x, y)
+
+    _, data = slope()
+    with pytest.raises(ValueError, match="the attribute 'calls' changes at every call"):
+        bz.fit(Counter(), data, "mean_field", steps=60, progress=False, compile=True)
+
+
+def later(calls: int) -> float:
+    """Nothing for a long time, so that no replay shows it."""
+    return 0.0 if calls < 10_000 else 1.0
+
+
+def counted(x: Tensor, y: Tensor | None, calls: int) -> None:
+    a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("y", dist.Normal(a + later(calls), 1.0), obs=y)
+
+
+class Counting:
+    """Counts in an attribute, which `__call__` and `method` see, or in one of the class."""
+
+    everywhere = 0
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def __call__(self, x: Tensor, y: Tensor | None = None) -> None:
+        self.n += 1
+        counted(x, y, self.n)
+
+    def method(self, x: Tensor, y: Tensor | None = None) -> None:
+        self.n += 1
+        counted(x, y, self.n)
+
+    def of_the_class(self, x: Tensor, y: Tensor | None = None) -> None:
+        Counting.everywhere += 1
+        counted(x, y, Counting.everywhere)
+
+
+class Shadowed(PyroModule):
+    """Counts on the instance what the class has too."""
+
+    n = 0
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+        self.n += 1
+        counted(x, y, self.n)
+
+
+class Slotted:
+    """Counts without a dictionary, behind a property."""
+
+    __slots__ = ("n",)
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    @property
+    def next(self) -> int:
+        self.n += 1
+        return self.n
+
+
+_slotted, _namespace = Slotted(), types.SimpleNamespace(n=0)
+_array, _deque = np.zeros(3, dtype=int), collections.deque([0], maxlen=1)
+
+
+def counts_in_a_slot(x: Tensor, y: Tensor | None = None) -> None:
+    counted(x, y, _slotted.next)
+
+
+def counts_in_a_namespace(x: Tensor, y: Tensor | None = None) -> None:
+    _namespace.n += 1
+    counted(x, y, _namespace.n)
+
+
+def counts_in_an_array(x: Tensor, y: Tensor | None = None) -> None:
+    _array[1] += 1
+    counted(x, y, int(_array[1]))
+
+
+def counts_in_a_deque(x: Tensor, y: Tensor | None = None) -> None:
+    _deque.append(_deque[0] + 1)
+    counted(x, y, _deque[0])
+
+
+def counts_in_an_argument(state: dict[str, int], x: Tensor, y: Tensor | None = None) -> None:
+    state["n"] += 1
+    counted(x, y, state["n"])
+
+
+def counts_in_a_default(x: Tensor, y: Tensor | None = None, *, state: Any = types.SimpleNamespace(held=[0])) -> None:  # noqa: B008
+    state.held[0] += 1
+    counted(x, y, state.held[0])
+
+
+def counts_in_a_list(x: Tensor, y: Tensor | None = None) -> None:
+    _seen[0] += 1
+    counted(x, y, _seen[0])
+
+
+def tally() -> int:
+    _seen[0] += 1
+    return _seen[0]
+
+
+def counts_in_a_helper(x: Tensor, y: Tensor | None = None) -> None:
+    counted(x, y, tally())
+
+
+def counts_on_itself(x: Tensor, y: Tensor | None = None) -> None:
+    counts_on_itself.calls = getattr(counts_on_itself, "calls", 0) + 1  # type: ignore[attr-defined]
+    counted(x, y, counts_on_itself.calls)  # type: ignore[attr-defined]
+
+
+def counts_in_a_closure() -> Any:
+    n, state = 0, Counting()
+
+    def rebinds(x: Tensor, y: Tensor | None = None) -> None:
+        nonlocal n
+        n += 1
+        counted(x, y, n)
+
+    def asks(x: Tensor, y: Tensor | None = None) -> None:
+        state.n += 1
+        counted(x, y, state.n)
+
+    return rebinds, asks
+
+
+def wrapped() -> Any:
+    @functools.wraps(counts_in_a_list)
+    def outer(x: Tensor, y: Tensor | None = None) -> None:
+        counts_in_a_list(x, y)
+
+    return outer
+
+
+COUNTERS = {
+    "object": lambda: (Counting(), "n"),
+    "method": lambda: (Counting().method, "n"),
+    "class": lambda: (Counting().of_the_class, "Counting.everywhere|everywhere"),
+    "partial": lambda: (functools.partial(counts_in_an_argument, {"n": 0}), "args"),
+    "class and instance": lambda: (Shadowed(), "n"),
+    "slot": lambda: (counts_in_a_slot, "_slotted.n"),
+    "namespace": lambda: (counts_in_a_namespace, "_namespace.n"),
+    "array": lambda: (counts_in_an_array, "_array"),
+    "deque": lambda: (counts_in_a_deque, "_deque"),
+    "list": lambda: (counts_in_a_list, "_seen"),
+    "helper": lambda: (counts_in_a_helper, "_seen"),
+    "function": lambda: (counts_on_itself, "calls"),
+    "closure": lambda: (counts_in_a_closure()[0], "n"),
+    "object in a closure": lambda: (counts_in_a_closure()[1], "state.n"),
+    "decorated": lambda: (wrapped(), "_seen"),
+}
+
+
+@pytest.mark.parametrize("where", COUNTERS)
+def test_counters_are_found_wherever_they_stand(where: str, eager_is_dear: None) -> None:
+    """Seen only after thousands of steps: what is kept gives them away, and is put back after the attempt."""
+    model, name = COUNTERS[where]()
+    _, data = slope()
+    with pytest.raises(ValueError, match=f"the attribute '[^']*({name})[^']*' changes at every call"):
+        bz.fit(model, data, "mean_field", steps=60, progress=False, compile=True)
+
+
+class Level(enum.IntEnum):
+    HIGH = 2
+
+
+class Frozen(dict[str, Any]):
+    """As configurations that may not be written to."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TypeError("frozen")
+
+    update = __setitem__  # type: ignore[assignment]
+
+
+_config, _system, _base = Frozen(scale=1.0), random.SystemRandom(), torch.zeros(1)
+_wide = _base.expand(2)
+
+
+def reaches_what_cannot_be_written(x: Tensor, y: Tensor | None = None) -> None:
+    assert _system is not None
+    _base.add_(0.0)
+    a = pyro.sample("a", dist.Normal(x.new_zeros(()), _config["scale"]))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("y", dist.Normal(a * int(Level.HIGH) + _wide.sum().to(x), 1.0), obs=y)
+
+
+def test_what_cannot_be_written_to_is_left_alone(uncompiled: None) -> None:
+    _, data = slope()
+    a, b = (
+        bz.fit(reaches_what_cannot_be_written, data, "mean_field", steps=60, progress=False, compile=c) for c in (False, True)
+    )
+    assert b.engine == "compiled"
+    assert_same(a, b)
+
+
+def test_what_an_attempt_counted_is_put_back(eager_is_dear: None) -> None:
+    _, data = slope()
+    ends = []
+    for compile in (False, "auto"):
+        model = Counting()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotCompiledWarning)
+            fit = bz.fit(model, data, "mean_field", steps=60, progress=False, compile=compile)
+        assert fit.engine == "eager"
+        ends.append(max(model.n, fit.model.n))
+    assert ends[0] == ends[1]
+
+
+def test_a_tensor_that_counts_in_a_closure(uncompiled: None) -> None:
+    """The graph goes on counting, from where the attempt found it."""
+    _, data = slope()
+    fits = []
+    for compile in (False, True):
+        calls = torch.zeros((), dtype=torch.float64)
+
+        def model(x: Tensor, y: Tensor | None = None, calls: Tensor = calls) -> None:
+            calls.add_(1.0)
+            a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("y", dist.Normal(a + 0.01 * calls, 1.0), obs=y)
+
+        fits.append(bz.fit(model, data, "mean_field", steps=60, progress=False, compile=compile))
+    assert fits[1].engine == "compiled"
+    assert_same(*fits)
+
+
+class Rebinds(Slope):
+    """Puts another tensor in the place of its buffer, of an attribute, or of one in a dictionary."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where, self.last = where, torch.zeros((), dtype=torch.float64)
+        self.kept = {"mean": self.last}
+        self.register_buffer("mean", self.last)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        held = {"mean": self.mean, "last": self.last, "kept": self.kept["mean"], "unread": torch.zeros(())}[self.where]
+        new = 0.9 * held + 0.1 * x.mean() + 0.01
+        if self.where == "mean":
+            self.mean = new
+        elif self.where == "kept":
+            self.kept = {"mean": new}
+        else:
+            self.last = new
+        return super().forward(x + new, y)
+
+
+@pytest.mark.parametrize("where", ["mean", "last", "kept"])
+def test_a_tensor_that_is_replaced_instead_of_updated_is_named(where: str, eager_is_dear: None) -> None:
+    _, data = slope()
+    fits = []
+    with pytest.raises(ValueError, match=f"the attribute '{where}(.mean)?' is another tensor after every call"):
+        bz.fit(Rebinds(where), data, "mean_field", steps=60, progress=False, compile=True)
+    for compile in (False, "auto"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", bz.inference.NotCompiledWarning)
+            fits.append(bz.fit(Rebinds(where), data, "mean_field", steps=60, progress=False, compile=compile))
+    # What the attempt replaced has been put back.
+    assert fits[0].losses == fits[1].losses
+    assert torch.equal(fits[0].model.mean, fits[1].model.mean)
+
+
+def test_a_tensor_that_is_kept_and_never_read_may_be_replaced(uncompiled: None) -> None:
+    _, data = slope()
+    a, b = (bz.fit(Rebinds("unread"), data, "mean_field", steps=60, progress=False, compile=c) for c in (False, True))
+    assert b.engine == "compiled"
+    assert b.losses == pytest.approx(a.losses, rel=1e-8)
