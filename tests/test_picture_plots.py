@@ -57,6 +57,9 @@ def test_active_units_are_those_that_follow_the_data(fit: bz.inference.Fit) -> N
         fit.active_units(n=1)
     with pytest.raises(ValueError, match="latents of single observations are z"):
         fit.active_units(site="w")
+    one = fit.active_units(fit.data.select(slice(0, 1)))
+    assert bool(one.variances.isnan().all())
+    assert "this is 'z' of one" in str(one)
 
 
 def test_a_code_of_one_number() -> None:
@@ -112,6 +115,8 @@ def test_codes_are_coloured_by_class_and_planes_are_for_two(fit: bz.inference.Fi
     bare = bz.data.Data({}, fit.data.observed)
     assert not plots.plot_codes(fit, bare).texts
     assert len(plots.plot_codes(fit, bare, labels=torch.zeros(300)).texts) == 1
+    with pytest.raises(ValueError, match="seed must be a whole number, got 'a'"):
+        plots.plot_samples(fit, seed="a")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="for two latents, and this model has 3"):
         plots.plot_plane(fit)
     two = linear(2)

@@ -8,6 +8,7 @@ Salakhutdinov 2016 call a unit active where A_i > 0.01.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ class ActiveUnits:
 
     Attributes:
         site: the latent.
-        variances: (D,) of the posterior means over the observations, without the noise of their estimates.
+        variances: (D,) of the posterior means over the observations, without the noise of their estimates; NaN of a single one.
         codes: (N, D) posterior means of the observations.
     """
 
@@ -48,6 +49,8 @@ class ActiveUnits:
         return self.variances.argsort(descending=True)
 
     def __str__(self) -> str:
+        if len(self.codes) == 1:
+            return f"units are active where their means differ between observations, and this is '{self.site}' of one"
         shown = ", ".join(f"{v:.2g}" for v in self.variances[self.order].tolist())
         return f"{self.count} of {len(self.variances)} units of '{self.site}' are active; variances of their posterior means: {shown}"
 
@@ -69,5 +72,7 @@ def active_units(fit: Any, data: Any = None, n: int = 100, *, site: str | None =
     draws = draws.reshape(*draws.shape[:2], -1)
     # The variance of one mean would count its Monte Carlo noise, which is all that a switched-off unit has; that of two halves is apart.
     first, second = draws.unflatten(0, (2, -1)).mean(1)
-    variances = ((first - first.mean(0)) * (second - second.mean(0))).sum(0) / max(1, len(first) - 1)
+    others = len(first) - 1
+    products = ((first - first.mean(0)) * (second - second.mean(0))).sum(0)
+    variances = products / others if others else torch.full_like(products, math.nan)
     return ActiveUnits(site, variances, torch.stack([first, second]).mean(0).to(fit.dtype))

@@ -61,7 +61,9 @@ def plot_samples(fit: Fit, n: int = 60, *, columns: int = 10, seed: int = 0, ax:
     """Expected pictures of n codes that are drawn from the prior; drawn pixels are `fit.predict(num_data=n, n=1).draws[0]`."""
     decode, width = _decoder(fit)
     _check_count("n", n)
-    codes = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
+    codes = torch.randn(n, width, generator=torch.Generator().manual_seed(int(seed)))
     return plot_pictures(decode(codes), columns=columns, title="codes drawn from the prior, decoded", ax=ax)
 
 

@@ -274,3 +274,13 @@ def test_what_is_refused() -> None:
         with pytest.raises(ValueError, match=words) as caught:
             call()
         assert str(caught.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"), [([0, 12], "12"), ([-1], "-1"), ([0.5], "0.5"), (torch.ones(3, dtype=torch.bool), "True")]
+)
+def test_rows_that_are_not_there_cannot_be_labelled(rows: Any, named: str) -> None:
+    data = bz.data.Data({"x": torch.rand(12, 4)}, torch.arange(12) % 3)
+    with pytest.raises(ValueError, match=f"labelled rows are whole numbers from 0 to 11, got {named}"):
+        data.partly_labelled(rows)
+    assert data.partly_labelled(torch.arange(12) < 3).observed["y"].tolist() == [0, 1, 2] + [-1] * 9

@@ -346,12 +346,21 @@ class Data:
         )
 
     def partly_labelled(self, rows: Tensor | Sequence[int]) -> Data:
-        """Returns inputs "x" and classes as observed "x" and "y", y = -1 but for these rows; all classes are the truth of "c"."""
+        """Returns inputs "x" and classes as observed "x" and "y", y = -1 but for these rows; all classes are the truth of "c".
+
+        Raises:
+            ValueError: there are no pictures with classes, or the rows are not numbers of rows.
+        """
         y = self.observed
         if set(self.inputs) != {"x"} or not isinstance(y, Tensor) or y.is_floating_point():
             raise ValueError("partly_labelled() is for classified pictures: inputs 'x', and one whole number each observed")
         index = torch.as_tensor(rows).to(y.device)
         index = index if index.numel() else index.long()  # an empty list is of floats
+        if index.dtype == torch.bool and index.shape == y.shape:
+            index = index.nonzero()[:, 0]
+        wrong = index if index.is_floating_point() or index.dtype == torch.bool else index[(index < 0) | (index >= len(y))]
+        if wrong.numel():
+            raise ValueError(f"labelled rows are whole numbers from 0 to {len(y) - 1}, got {wrong.flatten()[0].item()}")
         labels = torch.full_like(y, -1)
         labels[index] = y[index]
         return replace(
