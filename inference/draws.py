@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -38,6 +39,18 @@ class Draws:
     def log_ratio(self) -> Tensor | None:
         """log p - log q, (S,)."""
         return None if self.log_q is None else self.log_p - self.log_q
+
+
+def check_seed(seed: Any) -> None:
+    """Raises ValueError for what is no seed."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be a whole number that is not negative, got {seed!r}")
+
+
+def knows_training_rows_alone(guide: Any, program: Program) -> bool:
+    """Whether q of single observations' latents is a row for each of the training data, of whatever data it is asked."""
+    local = any(site.local and not site.discrete for site in program.latents.values())
+    return local and not getattr(guide, "amortized", not hasattr(guide, "space"))
 
 
 def chunk_size(num_data: int, itemsize: int, width: int = 1) -> int:

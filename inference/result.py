@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .draws import chunk_size
+from .draws import check_seed, chunk_size, knows_training_rows_alone
 from .prediction.new_inputs import check_scale, new_inputs, new_observations, observed_site
 from .prediction.prediction import Prediction
 from .prediction.predictive import predictive
 from .run import Run
 from .target.density import EachDraw, log_likelihood
-from .target.program import Program, base_of, check_data
+from .target.program import Program, base_of, check_data, require_data
 
 if TYPE_CHECKING:
     from .early_exit.early_exit import EarlyExit
@@ -188,13 +188,14 @@ class Fit:
             raise ValueError(f"units must be 'model' or 'original', got {units!r}")
         where = self.data
         if data is not None:
-            if data is not self.data and not getattr(self.guide, "amortized", True):
+            if data is not self.data and knows_training_rows_alone(self.guide, self.program):
                 raise ValueError(
                     f"guide '{self.guide.family}' knows the observations of the training data alone; leave out the data, or fit with "
                     "guide='amortized'"
                 )
             if isinstance(data, (Tensor, np.ndarray)):
                 data = new_observations(self.data, torch.as_tensor(data))
+            require_data(data)
             where = data.to(self.device, self.dtype)
             check_data(self.model, where, new=True)
         draws = self.run.draws(where, n, self._seed(seed, 11), score=False)
@@ -298,6 +299,8 @@ class Fit:
         return out
 
     def _seed(self, seed: int | None, offset: int) -> int:
+        if seed is not None:
+            check_seed(seed)
         return (self.seed if seed is None else seed) * 1009 + offset
 
     def log_marginal(

@@ -96,8 +96,14 @@ class SemiSupervisedVAE(PyroModule):
             return pyro.sample("x", self.pixels.distribution(self._out(z, c), len(self.shape)), obs=x)
 
     def decode(self, z: Tensor, c: Tensor) -> Tensor:
-        """Return the expected pictures `(N, *shape)` of styles `(N, latents)` and classes `(N,)`."""
+        """Return the expected pictures `(N, *shape)` of styles `(N, latents)` and classes `(N,)`.
+
+        Raises:
+            ValueError: a class is none of the model's.
+        """
         like = next(self.parameters())
+        if not isinstance(c, Tensor) or c.is_floating_point() or bool(((c < 0) | (c >= self.classes)).any()):
+            raise ValueError(f"classes are a tensor of whole numbers from 0 to {self.classes - 1}, got {c!r}")
         return self.pixels.mean(self._out(z.to(like), c.to(like.device)))
 
     def inference_network(self) -> nn.Module:
@@ -135,10 +141,10 @@ class SemiSupervisedVAE(PyroModule):
             raise ValueError(_WANTED)
         x, y = observed["x"], observed["y"]
         check_pictures(x, self.shape, self.pixels)
-        if y.dim() != 1 or y.is_floating_point() or int(y.min()) < -1 or int(y.max()) >= self.classes:
+        if y.dim() != 1 or y.dtype not in (torch.int64, torch.int32) or int(y.min()) < -1 or int(y.max()) >= self.classes:
             raise ValueError(
-                f"labels must be whole numbers from 0 to {self.classes - 1}, one a picture, or -1 where unknown; these run from "
-                f"{float(y.min()):g} to {float(y.max()):g}"
+                f"labels must be whole numbers from 0 to {self.classes - 1}, one a picture, or -1 where unknown; these are "
+                f"{y.dtype}, of shape {tuple(y.shape)}, and run from {float(y.min()):g} to {float(y.max()):g}"
             )
 
     def check_encoded(self, x: Tensor) -> None:

@@ -115,7 +115,7 @@ def test_codes_are_coloured_by_class_and_planes_are_for_two(fit: bz.inference.Fi
     bare = bz.data.Data({}, fit.data.observed)
     assert not plots.plot_codes(fit, bare).texts
     assert len(plots.plot_codes(fit, bare, labels=torch.zeros(300)).texts) == 1
-    with pytest.raises(ValueError, match="seed must be a whole number, got 'a'"):
+    with pytest.raises(ValueError, match="seed must be a whole number that is not negative, got 'a'"):
         plots.plot_samples(fit, seed="a")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="for two latents, and this model has 3"):
         plots.plot_plane(fit)
@@ -191,3 +191,15 @@ def test_the_figures_take_axes(fit: bz.inference.Fit) -> None:
     assert plots.plot_samples(fit, ax=axes[0]) is axes[0]
     assert plots.plot_codes(fit, ax=axes[1]) is axes[1]
     assert isinstance(fit.active_units().variances, Tensor)
+
+
+@pytest.mark.parametrize("guide", ["per_datum", "mean_field", "map"])
+def test_a_guide_with_a_row_for_each_picture(fit: bz.inference.Fit, guide: str) -> None:
+    """Its training pictures are drawn as those of any other; it has nothing to say of others, not even of a part taken out."""
+    rows = bz.fit(fit.model, fit.data, guide, steps=5, compile=False, progress=False)
+    assert shown(plots.plot_reconstructions(rows, n=3)).size
+    with pytest.raises(ValueError, match="knows the observations of the training data alone"):
+        rows.sample(2, data=fit.data.select(slice(0, 3)))
+    for ask in (fit.log_marginal, fit.sample, fit.inference_gap):
+        with pytest.raises(ValueError, match="seed must be a whole number"):
+            ask(seed="a")  # type: ignore[operator]

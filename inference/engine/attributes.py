@@ -6,12 +6,14 @@ them, or that puts another tensor in a buffer's place instead of updating it, wo
 
 from __future__ import annotations
 
+import array
 import collections
 import contextlib
 import functools
 import itertools
 import random
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any
@@ -33,7 +35,17 @@ _KEPT_ELEMENTS, _KEPT_IN_ALL = 1_000_000, 16_000_000
 #: NumPy arrays of more numbers are not compared.
 _COMPARED = 10_000
 
-_PLAIN = (bool, int, float, str, bytes, complex)
+_PLAIN = (bool, int, float, str, bytes, complex, np.generic)
+_BYTES = (bytearray, array.array)
+#: Of a library, and yet nothing but what a user put into them.
+_HOLDERS = (
+    types.SimpleNamespace,
+    collections.UserDict,
+    collections.UserList,
+    collections.UserString,
+    collections.ChainMap,
+    threading.local,
+)
 #: Where a value is kept: the object that holds it, and its name there.
 _Key = tuple[int, str]
 
@@ -99,8 +111,10 @@ class _Walk:
 
     def visit(self, key: _Key, name: str, value: Any, depth: int) -> None:
         """Notes one value and goes on to what it holds."""
-        if value is None or isinstance(value, (*_PLAIN, Tensor)):
+        if value is None or isinstance(value, (*_PLAIN, *_BYTES, Tensor)):
             self.values[key] = (name, value)
+            if isinstance(value, Tensor) and depth <= _DEPTH:
+                self._each(name, value, {k: v for k, v in vars(value).items() if isinstance(v, _PLAIN)}, depth + 1)
             return
         if depth > _DEPTH or id(value) in self.seen or self.left <= 0:
             return
@@ -123,20 +137,27 @@ class _Walk:
             self._each(name, value, {"args": value.args, "keywords": value.keywords}, depth)
         elif isinstance(value, (list, tuple, set, frozenset, dict, collections.deque)):
             self._container(key, name, value, depth)
+            if not _is_foreign(type(value)):  # a class of the user's, with attributes of its own
+                self._object(name, value, depth)
+        elif isinstance(value, types.MappingProxyType):
+            self._each(name, value, dict(value), depth)
         elif isinstance(value, (np.random.Generator, np.random.RandomState, random.Random, itertools.count, np.ndarray)):
             self.values[key] = (name, value)
         elif isinstance(value, type):
             self._class(value, depth)
-        elif isinstance(value, types.SimpleNamespace) or not _is_foreign(type(value)):
-            if hasattr(value, "__dict__"):
-                self._mapping(vars(value))
-                self._each(name, value, dict(vars(value)), depth)
-            for slot in {s for kind in type(value).__mro__ for s in _slots_of(kind)}:
-                if hasattr(value, slot):
-                    found = getattr(value, slot)
-                    self.undo.append(functools.partial(setattr, value, slot, found))
-                    self.visit((id(value), slot), f"{name}.{slot}".lstrip("."), found, depth)
-            self._class(type(value), depth)
+        elif isinstance(value, _HOLDERS) or not _is_foreign(type(value)):
+            self._object(name, value, depth)
+
+    def _object(self, name: str, value: Any, depth: int) -> None:
+        if hasattr(value, "__dict__"):
+            self._mapping(vars(value))
+            self._each(name, value, dict(vars(value)), depth)
+        for slot in {s for kind in type(value).__mro__ for s in _slots_of(kind)}:
+            if hasattr(value, slot):
+                found = getattr(value, slot)
+                self.undo.append(functools.partial(setattr, value, slot, found))
+                self.visit((id(value), slot), f"{name}.{slot}".lstrip("."), found, depth)
+        self._class(type(value), depth)
 
     def _each(self, name: str, owner: Any, values: dict[Any, Any], depth: int) -> None:
         for key, item in itertools.islice(values.items(), _MOST_ITEMS):
@@ -242,6 +263,8 @@ class _Values:
             elif isinstance(value, np.ndarray) and value.size <= self._room():
                 self.left -= value.size
                 self.undo.append(functools.partial(np.copyto, value, value.copy()))
+            elif isinstance(value, _BYTES):
+                self.undo.append(functools.partial(_rewrite, value, value[:]))
             elif isinstance(value, np.random.Generator):
                 self.undo.append(functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state))
             elif isinstance(value, np.random.RandomState):
@@ -272,6 +295,11 @@ def _refill(place: Any, before: Sequence[Any]) -> None:
         return
     place.clear()
     (place.update if isinstance(place, set) else place.extend)(before)
+
+
+def _rewrite(place: bytearray | array.array[Any], before: Any) -> None:
+    if place != before:
+        place[:] = before
 
 
 def _set_again(kind: type, key: str, item: Any) -> None:
@@ -318,8 +346,16 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
 
 def _content(value: Any) -> Any:
     """What can be compared of a Python value: numbers and texts, those in a container too, and where generators stand; else None."""
+    with contextlib.suppress(Exception):  # a container of the user's that does not let itself be read
+        return _readable(value)
+    return None
+
+
+def _readable(value: Any) -> Any:
     if isinstance(value, float) and value != value:
         return "nan"
+    if isinstance(value, (np.generic, *_BYTES)):
+        return type(value).__name__, value.tobytes() if isinstance(value, np.generic) else bytes(value)
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, dict):

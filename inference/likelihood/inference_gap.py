@@ -18,6 +18,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ..draws import check_seed
 from ..engine.noise import vmap_random
 from ..target.density import guide_factors, guide_values, model_factors
 from .log_marginal import (
@@ -29,6 +30,7 @@ from .log_marginal import (
     local_data,
     observed_of_one,
     summary,
+    unlabelled,
 )
 
 #: Adam's first step in units of the network's outputs; it falls to zero.
@@ -84,6 +86,7 @@ def inference_gap(fit: Any, data: Any = None, *, steps: int = 300, k: int = 1000
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
     if isinstance(k, bool) or not isinstance(k, int) or k < 2:
         raise ValueError(f"k must be a whole number of draws, at least 2 for an error of each bound, got {k!r}")
+    check_seed(seed)
     data = local_data(fit, data)
     many = max(1, CHUNK_ELEMENTS // (k * elements_of_one(fit.program)))
     parts = [
@@ -91,6 +94,8 @@ def inference_gap(fit: Any, data: Any = None, *, steps: int = 300, k: int = 1000
         for start in range(0, len(data), many)
     ]
     values, spread, ess, best, tails, first, errors = (torch.cat(found) for found in zip(*parts, strict=True))
+    given = data.bind(fit.model)
+    known = observed_of_one(fit.program, given)
     whole = LogMarginal(
         values,
         spread,
@@ -98,7 +103,7 @@ def inference_gap(fit: Any, data: Any = None, *, steps: int = 300, k: int = 1000
         best,
         tails,
         k,
-        sum(observed_of_one(fit.program, data.bind(fit.model)).values()),
+        sum(known.values()) - unlabelled(known, given),
         is_density(fit.program),
     )
     return InferenceGap(whole, first, best, errors)

@@ -20,10 +20,11 @@ from pyro import poutine
 from torch import Tensor
 
 from ..diagnosis.psis import LEAST_DRAWS, smooth, threshold
+from ..draws import check_seed, knows_training_rows_alone
 from ..engine.noise import vmap_random
 from ..prediction.new_inputs import new_observations
 from ..target.density import guide_factors, guide_values, model_factors, model_trace, site_factor
-from ..target.program import base_of, check_data, sample_sites
+from ..target.program import base_of, check_data, require_data, sample_sites
 
 PROPOSALS = ("guide", "prior")
 
@@ -43,7 +44,7 @@ class LogMarginal:
         k_hat: (N,) shape of the weights' tail; above min(1 - 1 / log10 k, 0.7) the error cannot be trusted. It sees what the draws
             reached: a second mode that none of them found leaves it low.
         k: draws.
-        dims: observed numbers in one observation.
+        dims: observed numbers in one observation, on average where some have labels.
         observed: what p is of: `x`, or `x, y` where labels are known.
         density: whether p is a density, whose value depends on the unit of x, and no probability.
     """
@@ -54,7 +55,7 @@ class LogMarginal:
     elbo: Tensor
     k_hat: Tensor
     k: int
-    dims: int
+    dims: float
     density: bool = False
     observed: str = "x"
 
@@ -108,6 +109,7 @@ def log_marginal(
         raise ValueError(f"k must be a whole number of draws, at least 1, got {k!r}")
     if proposal not in PROPOSALS:
         raise ValueError(f"proposal must be 'guide' (importance sampling) or 'prior' (naive), got {proposal!r}")
+    check_seed(seed)
     data = local_data(fit, data, needs_guide=proposal == "guide")
     program = fit.program
     held = elements_of_one(program)
@@ -121,9 +123,12 @@ def log_marginal(
             log_w = torch.cat([each_of(weigher, min(chunk, k - i), fit.device) for i in range(0, k, chunk)]).double()
             found.append(summary(log_w, k_hat=k_hat))
     values, errors, ess, elbo, tails = (torch.cat(parts) for parts in zip(*found, strict=True))
-    known = observed_of_one(program, data.bind(fit.model))
+    given = data.bind(fit.model)
+    known = observed_of_one(program, given)
     names = ", ".join(known) if len(known) > 1 else "x"
-    return LogMarginal(values, errors, ess, elbo, tails, k, sum(known.values()), is_density(program), names)
+    return LogMarginal(
+        values, errors, ess, elbo, tails, k, sum(known.values()) - unlabelled(known, given), is_density(program), names
+    )
 
 
 def local_data(fit: Any, data: Any, *, needs_guide: bool = True) -> Any:
@@ -146,7 +151,8 @@ def local_data(fit: Any, data: Any, *, needs_guide: bool = True) -> Any:
         data = torch.as_tensor(data)
     if isinstance(data, Tensor):
         data = new_observations(fit.data, data)
-    if needs_guide and not getattr(fit.guide, "amortized", True):
+    require_data(data)
+    if needs_guide and data is not fit.data and knows_training_rows_alone(fit.guide, program):
         raise ValueError(
             f"guide '{fit.guide.family}' knows the observations of the training data alone; leave out the data, or fit with "
             "guide='amortized'"
@@ -170,6 +176,12 @@ def observed_of_one(program: Any, given: Mapping[str, Any]) -> dict[str, int]:
 
     sizes = {n: site.shape[1:].numel() if site.local else site.shape.numel() for n, site in program.observed.items()}
     return {name: size for name, size in sorted(sizes.items()) if not unknown(name)}
+
+
+def unlabelled(known: Mapping[str, int], given: Mapping[str, Any]) -> float:
+    """How many of those numbers an observation lacks on average, because its label is below zero."""
+    labels = [given[name] for name in known if isinstance(given.get(name), Tensor) and not given[name].is_floating_point()]
+    return sum(float((y == -1).double().mean()) for y in labels if y.dim() == 1 and int(y.min()) == -1)
 
 
 def is_density(program: Any) -> bool:

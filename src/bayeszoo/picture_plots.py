@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from .data import Data
 from .figure import GREY, open_axes
 from .inference import Fit
+from .inference.draws import check_seed, knows_training_rows_alone
 from .inference.prediction.new_inputs import new_observations
 from .inference.prediction.picture_statistics import plane
 from .inference.target.program import check_data
@@ -61,8 +62,7 @@ def plot_samples(fit: Fit, n: int = 60, *, columns: int = 10, seed: int = 0, ax:
     """Expected pictures of n codes that are drawn from the prior; drawn pixels are `fit.predict(num_data=n, n=1).draws[0]`."""
     decode, width = _decoder(fit)
     _check_count("n", n)
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise ValueError(f"seed must be a whole number, got {seed!r}")
+    check_seed(seed)
     codes = torch.randn(n, width, generator=torch.Generator().manual_seed(int(seed)))
     return plot_pictures(decode(codes), columns=columns, title="codes drawn from the prior, decoded", ax=ax)
 
@@ -78,9 +78,12 @@ def plot_reconstructions(
     decode, _ = _decoder(fit)
     _check_count("n", n)
     _check_count("columns", columns)
-    some = _observations(fit, data).select(slice(0, n))
+    shown = _observations(fit, data)
+    some = shown.select(slice(0, n))
     originals = some.observed_dict(fit.model)["x"].cpu()
-    again = decode(fit.active_units(some).codes).reshape(originals.shape)
+    # A guide that has a row for each training picture is asked about all of them.
+    rows = shown is fit.data and knows_training_rows_alone(fit.guide, fit.program)
+    again = decode(fit.active_units(shown if rows else some).codes[: len(originals)]).reshape(originals.shape)
     columns = min(columns, len(originals))
     pairs = [part for k in range(0, len(originals), columns) for part in _row(originals, again, k, columns)]
     return plot_pictures(torch.cat(pairs), columns=columns, title="above the picture, below its code decoded", ax=ax)

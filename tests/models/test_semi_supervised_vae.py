@@ -284,3 +284,18 @@ def test_rows_that_are_not_there_cannot_be_labelled(rows: Any, named: str) -> No
     with pytest.raises(ValueError, match=f"labelled rows are whole numbers from 0 to 11, got {named}"):
         data.partly_labelled(rows)
     assert data.partly_labelled(torch.arange(12) < 3).observed["y"].tolist() == [0, 1, 2] + [-1] * 9
+
+
+def test_classes_that_are_none_are_not_decoded() -> None:
+    model = bz.models.SemiSupervisedVAE(6, K, latents=2, hidden=(5,))
+    for c in (torch.tensor([0, K]), torch.tensor([-1, 0]), torch.tensor([0.0, 1.0]), [0, 1]):
+        with pytest.raises(ValueError, match="whole numbers from 0 to 2"):
+            model.decode(torch.zeros(2, 2), c)  # type: ignore[arg-type]
+
+
+def test_bits_count_the_labels_that_are_there() -> None:
+    data = pictures(labelled=6, rows=20)
+    fit = bz.fit(bz.models.SemiSupervisedVAE(6, K, latents=2, hidden=(5,)), data, steps=3, compile=False, progress=False)
+    found = fit.log_marginal(k=5)
+    assert found.dims == pytest.approx(6 + 6 / 20)
+    assert found.bits_per_dim == pytest.approx(-found.mean / (6.3 * 0.693147), rel=1e-5)

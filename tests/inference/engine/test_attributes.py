@@ -8,6 +8,7 @@ import functools
 import random
 import types
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from two_engines import Slope, assert_same, slope
 
 import bayeszoo as bz
 from bayeszoo.inference import NotCompiledWarning
+from bayeszoo.inference.engine import attributes
 
 _seen = [0]
 
@@ -169,7 +171,48 @@ def wrapped() -> Any:
     return outer
 
 
+class Named(list[float]):
+    """A list with an attribute."""
+
+    n = 0
+
+
+_number = {"n": np.int64(0)}
+_user_dict, _bytes, _named, _marked = collections.UserDict({"n": 0}), bytearray(1), Named([1.0]), torch.zeros(1)
+_marked.n = 0  # type: ignore[attr-defined]
+
+
+def counts_by_a_number_of_numpys(x: Tensor, y: Tensor | None = None) -> None:
+    _number["n"] = _number["n"] + 1
+    counted(x, y, int(_number["n"]))
+
+
+def counts_in_a_user_dict(x: Tensor, y: Tensor | None = None) -> None:
+    _user_dict["n"] += 1
+    counted(x, y, _user_dict["n"])
+
+
+def counts_in_bytes(x: Tensor, y: Tensor | None = None) -> None:
+    _bytes[0] = (_bytes[0] + 1) % 256
+    counted(x, y, _bytes[0])
+
+
+def counts_on_a_list(x: Tensor, y: Tensor | None = None) -> None:
+    _named.n += 1
+    counted(x, y, _named.n)
+
+
+def counts_on_a_tensor(x: Tensor, y: Tensor | None = None) -> None:
+    _marked.n += 1  # type: ignore[attr-defined]
+    counted(x, y, _marked.n)  # type: ignore[attr-defined]
+
+
 COUNTERS = {
+    "number of NumPy's": lambda: (counts_by_a_number_of_numpys, "_number"),
+    "user's dictionary": lambda: (counts_in_a_user_dict, "_user_dict"),
+    "bytes": lambda: (counts_in_bytes, "_bytes"),
+    "list's attribute": lambda: (counts_on_a_list, "_named"),
+    "tensor's attribute": lambda: (counts_on_a_tensor, "_marked"),
     "object": lambda: (Counting(), "n"),
     "method": lambda: (Counting().method, "n"),
     "class": lambda: (Counting().of_the_class, "Counting.everywhere|everywhere"),
@@ -220,6 +263,21 @@ def reaches_what_cannot_be_written(x: Tensor, y: Tensor | None = None) -> None:
     a = pyro.sample("a", dist.Normal(x.new_zeros(()), _config["scale"]))
     with pyro.plate("data", len(x), dim=-1):
         pyro.sample("y", dist.Normal(a * int(Level.HIGH) + _wide.sum().to(x), 1.0), obs=y)
+
+
+class Unreadable(list[int]):
+    """Cannot be looked at."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise RuntimeError("not now")
+
+
+def test_what_cannot_be_read_is_left_alone() -> None:
+    held = types.SimpleNamespace(held=Unreadable([1]), n=1)
+    before = attributes.Attributes([held])
+    assert before.changed() == ""
+    held.n = 2
+    assert before.changed() == "n"
 
 
 def test_what_cannot_be_written_to_is_left_alone(uncompiled: None) -> None:
