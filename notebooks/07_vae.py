@@ -456,10 +456,10 @@ ax.invert_yaxis()
 _ = ax.legend(frameon=False, fontsize=8)
 
 # %% [markdown]
-# The network costs at least four times as much as the family, and more on held-out pictures than on those that it has learned
-# from: inference overfits, too. A full matrix more than halves the family's part, the flow hardly changes it. Nor is a smaller
+# On held-out pictures the network costs more than four times as much as the family, on those that it has learned from less:
+# inference overfits, too. A full matrix takes most of the family's part away, the flow hardly changes it. Nor is a smaller
 # gap a better model: full rank has the smallest gap here and the lowest $\log p(x)$, its network having more numbers to learn
-# in a thousand steps (after two thousand it was half a nat ahead of the first). One seed each: a few tenths are no ranking.
+# in a thousand steps. One seed each: a few tenths are no ranking.
 #
 # Importance weighting has the best model, by some two nats, and the worst ELBO. It does not ask $q$ to be near the
 # posterior, only to put draws where they are needed, so both gaps grow: they measure a bound that it was not trained for. Each
