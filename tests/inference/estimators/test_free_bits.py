@@ -228,4 +228,5 @@ def test_what_has_no_free_bits(words: str) -> None:
 
 def test_a_closed_form_that_is_not_there_is_replaced_by_draws() -> None:
     """`analytic_kl` of a joint density, whose sites are points that follow from one draw, is its Monte Carlo estimate."""
-    assert trained("amortized_full_rank", loss="analytic_kl").losses == trained("amortized_full_rank").losses
+    # From the first update on, the gradient that leaves q's own parameters out of log q is another one.
+    assert trained("amortized_full_rank", loss="analytic_kl").losses[0] == trained("amortized_full_rank").losses[0]
