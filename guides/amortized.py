@@ -268,6 +268,11 @@ class Features(nn.Module):
         self.names = list(rows)
         own = getattr(model, "inference_network", None)
         if network is None and own is not None:
+            if len(rows) > 1:
+                raise ValueError(
+                    f"an inference network looks at all of an observation, {' and '.join(rows)}, and the model's own takes one of them; use "
+                    "guide='semi_supervised' for SemiSupervisedVAE, else give guide_options={'network': ...}"
+                )
             network = own()
         self.pictures = network is not None
         if network is None:

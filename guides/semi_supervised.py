@@ -10,7 +10,9 @@ Lecture: "Bayesian Generative Models".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import pyro
@@ -51,8 +53,8 @@ class SemiSupervised(PyroModule):
                 "guide 'semi_supervised' is for SemiSupervisedVAE, whose class is a latent of each picture; use 'amortized' for others"
             )
         self.program = describe(model, data)
-        if alpha is not None and not alpha >= 0:
-            raise ValueError(f"alpha weighs the classification loss and must not be negative, got {alpha!r}")
+        if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha < math.inf):
+            raise ValueError(f"alpha weighs the classification loss: a finite number that is not negative, got {alpha!r}")
         bound = data.bind(model)
         self.num_labelled = int((bound["y"] >= 0).sum())
         self.in_streams = getattr(data, "streams", None) is not None
@@ -65,8 +67,7 @@ class SemiSupervised(PyroModule):
         self.class_body = model.inference_network() if network is None else network
         self.register_buffer("center", x.mean(0))
         self.register_buffer("scale", (x - x.mean(0)).square().mean().sqrt().clamp_min(1e-6))
-        with torch.no_grad():
-            width, features = (int(body(x[:2]).shape[-1]) for body in (self.body, self.class_body))
+        width, features = (_features(body, x[:2]) for body in (self.body, self.class_body))
         self.classifier = nn.Linear(features, self.classes)
         self.style = nn.Linear(width + self.classes, 2 * latents)
         with torch.no_grad():  # begins near a standard normal and a fair classifier
@@ -107,6 +108,25 @@ class SemiSupervised(PyroModule):
 
     def _seen(self, x: Tensor) -> Tensor:
         return (x - self.center) / self.scale
+
+
+def _features(body: Any, x: Tensor) -> int:
+    """How many numbers a body puts out for each of two pictures.
+
+    Raises:
+        ValueError: it takes other pictures, or puts out anything but features.
+    """
+    wanted = f"network takes the body of q(c | x), a torch.nn.Module from pictures (N, {', '.join(map(str, x.shape[1:]))}) to features (N, H)"
+    if not isinstance(body, nn.Module):
+        raise ValueError(f"{wanted}, got {type(body).__name__}")
+    try:
+        with torch.no_grad():
+            out: Tensor = body(x)
+    except RuntimeError as error:
+        raise ValueError(f"{wanted}; this one takes others ({str(error).splitlines()[0]})") from error
+    if out.dim() != 2 or len(out) != len(x):
+        raise ValueError(f"{wanted}; this one puts out {tuple(out.shape)} for {len(x)} of them, end it with nn.Flatten()")
+    return out.shape[1]
 
 
 def _one_hot(c: Tensor, classes: int, like: Tensor) -> Tensor:

@@ -53,6 +53,14 @@ def knows_training_rows_alone(guide: Any, program: Program) -> bool:
     return local and not getattr(guide, "amortized", not hasattr(guide, "space"))
 
 
+def refuse_other_rows(guide: Any, program: Program) -> None:
+    """Raises ValueError where a guide, asked about observations that it was not fitted to, would answer with those that it was."""
+    if knows_training_rows_alone(guide, program):
+        raise ValueError(
+            f"guide '{guide.family}' knows the observations of the training data alone; leave out the data, or fit with guide='amortized'"
+        )
+
+
 def chunk_size(num_data: int, itemsize: int, width: int = 1) -> int:
     """Draws that fit into `CHUNK_BYTES` when each holds about eight temporaries of (num_data, width)."""
     return max(1, CHUNK_BYTES // max(1, 8 * num_data * max(1, width) * itemsize))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .draws import check_seed, chunk_size, knows_training_rows_alone
+from .draws import check_seed, chunk_size, refuse_other_rows
 from .prediction.new_inputs import check_scale, new_inputs, new_observations, observed_site
 from .prediction.prediction import Prediction
 from .prediction.predictive import predictive
@@ -188,11 +188,8 @@ class Fit:
             raise ValueError(f"units must be 'model' or 'original', got {units!r}")
         where = self.data
         if data is not None:
-            if data is not self.data and knows_training_rows_alone(self.guide, self.program):
-                raise ValueError(
-                    f"guide '{self.guide.family}' knows the observations of the training data alone; leave out the data, or fit with "
-                    "guide='amortized'"
-                )
+            if data is not self.data:
+                refuse_other_rows(self.guide, self.program)
             if isinstance(data, (Tensor, np.ndarray)):
                 data = new_observations(self.data, torch.as_tensor(data))
             require_data(data)

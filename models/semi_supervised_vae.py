@@ -126,7 +126,7 @@ class SemiSupervisedVAE(PyroModule):
         without = sorted(set(range(self.classes)) - set(y.unique().tolist()))
         if len(without) == self.classes:
             raise ValueError("no picture has a label, so classes could not be told apart; label some, or use VAE")
-        if without and len(y) > self.classes:
+        if without:
             raise ValueError(
                 f"class {without[0]} has no labelled picture, so nothing says what it is; label at least one of each"
             )

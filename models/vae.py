@@ -64,8 +64,16 @@ class VAE(PyroModule):
         if generator is None:
             generator = picture_networks.generator(latents, self.shape, self.pixels.per_pixel, hidden, layers, activation)
         self.generator = generator
-        with torch.no_grad():
-            self._out(torch.zeros(1, latents))
+        if not isinstance(generator, nn.Module):
+            raise ValueError(f"generator takes a torch.nn.Module from codes to pixels, got {type(generator).__name__}")
+        try:
+            with torch.no_grad():
+                self._out(torch.zeros(1, latents))
+        except RuntimeError as error:
+            raise ValueError(
+                f"the generator does not take codes of shape (N, {latents}) ({str(error).splitlines()[0]}); give one that does, or latents= as "
+                "many as it takes"
+            ) from error
 
     def forward(self, x: Tensor | None = None, *, num_data: int | None = None, index: Tensor | None = None) -> Tensor:
         """Score pictures x, or simulate them where x is None.
@@ -152,6 +160,8 @@ def check_pictures(x: Tensor, shape: tuple[int, ...], pixels: Pixels, *, drawn: 
 
 def check_sizes(shape: tuple[int, ...], latents: int, hidden: Sequence[int], layers: str, activation: str) -> None:
     """Raise ValueError unless these make networks between pictures and codes."""
+    if not isinstance(hidden, Sequence) or isinstance(hidden, str):
+        raise ValueError(f"hidden takes the widths of the layers, such as (200, 200), got {hidden!r}")
     numbers = {"shape": shape, "hidden": tuple(hidden), "latents": (latents,)}
     for name, values in numbers.items():
         if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):

@@ -20,7 +20,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..diagnosis.psis import LEAST_DRAWS, smooth, threshold
-from ..draws import check_seed, knows_training_rows_alone
+from ..draws import check_seed, refuse_other_rows
 from ..engine.noise import vmap_random
 from ..prediction.new_inputs import new_observations
 from ..target.density import guide_factors, guide_values, model_factors, model_trace, site_factor
@@ -152,11 +152,8 @@ def local_data(fit: Any, data: Any, *, needs_guide: bool = True) -> Any:
     if isinstance(data, Tensor):
         data = new_observations(fit.data, data)
     require_data(data)
-    if needs_guide and data is not fit.data and knows_training_rows_alone(fit.guide, program):
-        raise ValueError(
-            f"guide '{fit.guide.family}' knows the observations of the training data alone; leave out the data, or fit with "
-            "guide='amortized'"
-        )
+    if needs_guide and data is not fit.data:
+        refuse_other_rows(fit.guide, program)
     data = data.to(fit.device, fit.dtype)
     check_data(fit.model, data, new=True)
     return data

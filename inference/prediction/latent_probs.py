@@ -23,8 +23,10 @@ def latent_probs(fit: Fit, data: Any, site: str | None) -> Tensor:
             f"guide '{fit.settings.guide or fit.run.family}' has no q of a discrete latent to ask about new observations; fit a "
             "SemiSupervisedVAE with 'semi_supervised', or a discrete site with guide={'z': 'amortized'}"
         )
-    if (site is None and len(sites) > 1) or (site is not None and site not in sites):
+    if site is None and len(sites) > 1:
         raise ValueError(f"say which discrete latent with site=, one of {', '.join(sites)}")
+    if site is not None and site not in sites:
+        raise ValueError(f"{site!r} is no discrete latent of the model; choose site={' or '.join(map(repr, sites))}")
     kwargs = _seen(fit, data)
     with fit.run.owned.active(0), torch.no_grad():
         found: Tensor = probs(site or sites[0], **kwargs)

@@ -19,7 +19,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..draws import chunk_size, map_random
-from ..target.program import Fix, require_data
+from ..target.program import Fix, check_data, require_data
 from .new_inputs import new_inputs, new_observations, observed_site
 from .picture_statistics import STATISTICS, Statistic, plane
 from .prediction import map_values
@@ -130,6 +130,7 @@ def check_pictures(
         data = new_observations(fit.data, data)
     require_data(data)
     data = data.to(fit.device, fit.dtype)
+    check_data(fit.model, data, new=True)
     pictures = data.observed if isinstance(data.observed, Tensor) else data.observed[found.name]
     if len(pictures) < 2 or pictures.shape[1:] != found.shape[1:]:
         raise ValueError(

@@ -6,6 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .catalog import entry_of
 from .inference import Fit
 from .inference.checkpoint import check_folder, save, versions
@@ -21,11 +24,8 @@ def record(fit: Fit, n: int = 4000) -> dict[str, Any]:
     entry = entry_of(fit.model)
     k_hat, note = _k_hat(fit)
     evidence = float(fit.model.log_evidence(fit.data)) if hasattr(fit.model, "log_evidence") else None
-    posterior = {
-        name: {"mean": values.double().mean(0).tolist(), "sd": values.double().std(0).tolist()}
-        for name, values in fit.sample(n).items()
-        if values[0].numel() <= MOST_VALUES
-    }
+    draws = fit.sample(n)
+    posterior = {name: summary for name, values in draws.items() if (summary := _summary(fit, name, values)) is not None}
     found = {
         "model": entry.name if entry is not None else type(fit.model).__name__,
         "data": fit.data.name,
@@ -43,6 +43,7 @@ def record(fit: Fit, n: int = 4000) -> dict[str, Any]:
         "converged": fit.converged,
         "stop_reason": fit.stop_reason,
         "posterior": posterior,
+        "posterior_left_out": [name for name in draws if name not in posterior],
         "units": "standardised" if fit.data.scaler is not None else "as in the data",
         "seconds": fit.seconds,
         "engine": fit.engine,
@@ -53,6 +54,22 @@ def record(fit: Fit, n: int = 4000) -> dict[str, Any]:
     }
     cleaned: dict[str, Any] = _finite(found)
     return cleaned
+
+
+def _summary(fit: Fit, name: str, values: Tensor) -> dict[str, Any] | None:
+    """What JSON tells of a latent's draws `(n, *shape)`: mean and sd, of categories (whose numbers have no mean) how often each was drawn."""
+    if fit.program.latents[name].discrete:
+        states = fit.program.latents[name].distribution.enumerate_support(expand=False).flatten().to(values)
+        if len(states) > 2:
+            if len(states) * values[0].numel() > MOST_VALUES:
+                return None
+            return {
+                "states": states.tolist(),
+                "probs": torch.stack([(values == state).double().mean(0) for state in states], -1).tolist(),
+            }
+    if values[0].numel() > MOST_VALUES:
+        return None
+    return {"mean": values.double().mean(0).tolist(), "sd": values.double().std(0).tolist()}
 
 
 def write(fit: Fit, folder: Path, *, overwrite: bool = False) -> list[Path]:

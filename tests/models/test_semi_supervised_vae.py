@@ -175,7 +175,7 @@ def test_q_of_the_class_of_new_pictures() -> None:
     with torch.no_grad():
         assert torch.equal(probs, fit.guide.probs(x=x))
     assert torch.equal(probs[60:], fit.latent_probs(bz.data.Data({}, x[60:])))
-    with pytest.raises(ValueError, match="one of c"):
+    with pytest.raises(ValueError, match="'z' is no discrete latent of the model; choose site='c'"):
         fit.latent_probs(x, site="z")
     with pytest.raises(ValueError, match=r"make it with shape=\(5,\)"):
         fit.latent_probs(x[:, :5])
@@ -268,7 +268,22 @@ def test_what_is_refused() -> None:
         "batch_size must be 10": lambda: fitted(data.in_streams(y >= 0, (3, 7)), batch_size=12),
         "between 1 and 6": lambda: data.in_streams(y >= 0, (7, 7)),
         "True or False for each": lambda: data.in_streams(y, (3, 7)),
+        "True or False for each of the 60 rows, got 'all'": lambda: data.in_streams("all", (3, 7)),  # type: ignore[arg-type]
+        r"such as \(50, 150\), got 7": lambda: data.in_streams(y >= 0, 7),  # type: ignore[arg-type]
+        r"such as \(50, 150\), got \(3,\)": lambda: data.in_streams(y >= 0, (3,)),  # type: ignore[arg-type]
+        "second stream has no rows": lambda: data.in_streams(y >= -1, (3, 7)),
         "partly_labelled": lambda: data.partly_labelled([0]),
+        "alpha weighs .* got 'a'": lambda: fitted(data, guide_options={"alpha": "a"}),
+        "alpha weighs .* got inf": lambda: fitted(data, guide_options={"alpha": float("inf")}),
+        r"pictures \(N, 6\) to features .* takes others": lambda: fitted(
+            data, guide_options={"network": torch.nn.Linear(5, 3)}
+        ),
+        r"pictures \(N, 6\) .* got str": lambda: fitted(data, guide_options={"network": "mlp"}),
+        r"puts out \(2, 6, 1\)": lambda: fitted(data, guide_options={"network": torch.nn.Unflatten(1, (6, 1))}),
+        "x and y, .* use guide='semi_supervised'": lambda: bz.fit(
+            bz.models.SemiSupervisedVAE(6, K), data, "amortized", progress=False
+        ),
+        "class 1 has no labelled picture": lambda: fitted(pictures(labelled=1, rows=3)),
     }
     for words, call in cases.items():
         with pytest.raises(ValueError, match=words) as caught:

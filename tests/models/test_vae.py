@@ -155,6 +155,9 @@ def test_what_is_refused(digits: tuple[bz.data.Data, bz.data.Data]) -> None:
         "generator must put out": lambda: vae(64, 2, generator=nn.Linear(2, 63)),
         r"codes must have the shape \(N, 2\)": lambda: vae(64, 2).decode(torch.zeros(2, 3)),
         "unknown likelihood": lambda: vae(64, 2, "beta"),
+        "hidden takes the widths": lambda: vae(64, 2, hidden=5),  # type: ignore[arg-type]
+        r"does not take codes of shape \(N, 2\)": lambda: vae(64, 2, generator=nn.Linear(3, 64)),
+        "generator takes a torch.nn.Module": lambda: vae(64, 2, generator=torch.sigmoid),  # type: ignore[arg-type]
     }
     for words, call in cases.items():
         with pytest.raises(ValueError, match=words) as caught:

@@ -266,11 +266,20 @@ class Data:
         Raises:
             ValueError: a stream with fewer rows than its share of a batch.
         """
-        first = torch.as_tensor(first).cpu()
+        if not isinstance(sizes, Sequence) or len(sizes) != 2:
+            raise ValueError(
+                f"sizes are the rows of the first and the second stream in a batch, such as (50, 150), got {sizes!r}"
+            )
+        try:
+            first = torch.as_tensor(first).cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"first must say True or False for each of the {len(self)} rows, got {first!r}") from None
         if first.shape != (len(self),) or first.dtype != torch.bool:
             raise ValueError(f"first must say True or False for each of the {len(self)} rows, got shape {tuple(first.shape)}")
         for name, many, size in (("first", int(first.sum()), sizes[0]), ("second", int((~first).sum()), sizes[1])):
             if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= many:
+                if not many:
+                    raise ValueError(f"the {name} stream has no rows; say True for some rows and False for others")
                 raise ValueError(
                     f"the {name} stream has {many} rows, so between 1 and {many} of them make up a batch, not {size!r}"
                 )

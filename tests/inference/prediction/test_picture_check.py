@@ -150,10 +150,12 @@ def test_what_is_refused() -> None:
     coin = bz.fit(bz.models.CoinFlip(), bz.data.Data({}, torch.ones(9)), "exact", progress=False)
     cases = {
         "n must be a whole number of sets": lambda: fit.check_pictures(n=1),
-        "two pictures of shape": lambda: fit.check_pictures(bz.data.Data({}, torch.zeros(5, 25))),
+        r"these have \(25,\)": lambda: fit.check_pictures(bz.data.Data({}, torch.zeros(5, 25))),
         r"two pictures of shape \(36,\), got \(1, 36\)": lambda: fit.check_pictures(bz.data.Data({}, torch.zeros(1, 36))),
         r"'total' returned \(\) for 40": lambda: fit.check_pictures(statistics={"total": torch.sum}),
         "'x' is no array an observation": lambda: coin.check_pictures(),
+        "divide them by 4": lambda: fit.check_pictures(4.0 * torch.ones(3, 36)),
+        r"give x.float\(\)": lambda: fit.check_pictures(torch.ones(3, 36, dtype=torch.int64)),
         "with size=": lambda: fit.check_pictures(size=(5, 7)),
     }
     for words, call in cases.items():
