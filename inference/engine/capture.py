@@ -107,6 +107,7 @@ def capture(
     if changed:
         raise Uncapturable(f"the attribute '{changed}' changes at every call, and a graph holds one value of it")
     graph = _lift(module)
+    reads.check_updates(graph.updated())
     replaced = attributes.replaced(graph.inputs)
     if replaced:
         raise Uncapturable(
@@ -226,6 +227,8 @@ class _Reads(TorchFunctionMode):
         self.changing = {id(t) for t in changing}
         self.fixed = None if fixed is None else {id(t) for t in fixed}
         self.kept = [*changing, *(fixed or ())]
+        #: Tensors that values were read from, each with the operation and its line.
+        self.sources: list[tuple[Tensor, str]] = []
         self.refused: Uncapturable | None = None
         #: The line that last wrote where a mask of changing values is true.
         self.masked = ""
@@ -236,14 +239,14 @@ class _Reads(TorchFunctionMode):
 
         operation = _READS.get(func) or _SHAPES.get(func)
         if func is torch.Tensor.__getitem__ and any(_is_mask(t) for t in tensors_in(args[1])):
-            if any(self._changes(t) for t in tensors_in(args[1])):
+            if any(self._changes(t, f"indexing with a mask{here()}") for t in tensors_in(args[1])):
                 operation = "indexing with a mask"
             else:
                 with disable_proxy_modes_tracing():
                     index = _without_masks(args[1])
                 return func(args[0], index)
         if func is torch.Tensor.__setitem__ and any(_is_mask(t) for t in tensors_in(args[1])):
-            if not any(self._changes(t) for t in tensors_in(args[1])):
+            if not any(self._changes(t, f"indexing with a mask{here()}") for t in tensors_in(args[1])):
                 with disable_proxy_modes_tracing():
                     index = _without_masks(args[1])
                 return func(args[0], index, args[2])
@@ -252,7 +255,9 @@ class _Reads(TorchFunctionMode):
             operation = "torch.where with a condition alone"
         if operation is None:
             return func(*args, **kwargs)
-        if any(self._changes(t) for t in tensors_in((args, kwargs))):
+        where, known = f"{operation}{here()}", len(self.sources)
+        if any(self._changes(t, where) for t in tensors_in((args, kwargs))):
+            del self.sources[known:]
             kind = "its value differs" if func in _READS else "the shape of its result differs"
             self.refused = Uncapturable(
                 f"{operation} is used on a tensor that depends on draws, parameters or the batch, so {kind} from step to step{here()}"
@@ -265,7 +270,17 @@ class _Reads(TorchFunctionMode):
         """Whether a tensor that the step did not make itself may have another value at another step."""
         return id(tensor) in self.changing or (self.fixed is not None and id(tensor) not in self.fixed)
 
-    def _changes(self, tensor: Tensor) -> bool:
+    def check_updates(self, updated: Iterable[Tensor]) -> None:
+        """Raises Uncapturable where a step updates, before or after, a tensor that a value was read from."""
+        written = {t.untyped_storage().data_ptr() for t in updated}
+        for tensor, where in self.sources:
+            if isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() in written:
+                raise Uncapturable(
+                    f"a value is read from a tensor that the step updates, so it differs from step to step: {where}"
+                )
+
+    def _changes(self, tensor: Tensor, where: str) -> bool:
+        """Whether a tensor may have another value at another step; the tensors from outside that it was made of are noted."""
         from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 
         while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -273,6 +288,7 @@ class _Reads(TorchFunctionMode):
         mode = get_proxy_mode()
         slot: Any = get_proxy_slot(tensor, mode.tracer, None) if mode is not None else None
         if id(tensor) in self.changing or slot is None or mode is None:
+            self.sources.append((tensor, where))
             return self._given_changes(tensor)
         tracer: Any = mode.tracer
         root, todo, seen = tracer.root, [slot.proxy.node], set()
@@ -281,8 +297,10 @@ class _Reads(TorchFunctionMode):
             if node in seen:
                 continue
             seen.add(node)
-            if node.op == "get_attr" and self._given_changes(getattr(root, node.target)):
-                return True
+            if node.op == "get_attr":
+                self.sources.append((getattr(root, node.target), where))
+                if self._given_changes(getattr(root, node.target)):
+                    return True
             if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
                 return True
             todo += node.all_input_nodes

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .attributes import kept_attributes
+from .attributes import Unwatched, kept_attributes, lasting
 from .capture import Graph, Uncapturable, capture, explain, run_on
 from .inductor import Compiled, compile_graph, compiler_lock, lacking_compiler, prepared
 from .invariants import hoist
@@ -30,6 +30,8 @@ type Mode = Literal["auto"] | bool
 
 #: An eager step takes about so many seconds for each node of its autograd graph; compiling takes so many, and so many a node.
 EAGER_SECONDS, COMPILE_SECONDS, COMPILE_SECONDS_A_NODE = 1.5e-5, 4.0, 0.05
+#: Nodes of a small model's step.
+_TYPICAL = 100
 #: A graph of more operations is not compiled unless asked for.
 LARGEST = 5000
 
@@ -99,6 +101,9 @@ class Compiler:
         reason = lacking_compiler(loop.leaves[0].device)
         if reason:
             raise Uncapturable(reason)
+        moving = lasting(self.modules) if self.mode == "auto" else ""
+        if moving:
+            raise Uncapturable(f"'{moving}' is an iterator, which a trial may move and nothing sends back (compile=True tries)")
         if _has_hooks(loop.optimizer):
             raise Uncapturable("the optimiser has hooks, or a step of its own, whose Python a graph would not run")
         try:
@@ -129,9 +134,14 @@ def _has_hooks(optimizer: Any) -> bool:
 
 
 def _nodes(loop: Loop, modules: Sequence[Any]) -> int:
-    """Size of the autograd graph of one step, which leaves the modules as they were."""
-    with kept_generators(), kept_attributes(modules):
-        surrogate, _ = loop.evaluate(loop.batch(loop.tables.rows[0].index), loop.tables.rows[0])
+    """Size of the autograd graph of one step, which leaves the modules as they were; a guess where no step can be taken back."""
+    try:
+        if lasting(modules):
+            return _TYPICAL
+        with kept_generators(), kept_attributes(modules):
+            surrogate, _ = loop.evaluate(loop.batch(loop.tables.rows[0].index), loop.tables.rows[0])
+    except Unwatched:
+        return _TYPICAL
     seen, todo = set(), [surrogate.grad_fn]
     while todo:
         node = todo.pop()

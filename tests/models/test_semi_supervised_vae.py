@@ -252,6 +252,17 @@ def test_save_and_load(tmp_path: Any) -> None:
     assert torch.equal(again.data.streams, fit.data.streams)
 
 
+def test_json_tells_how_probable_each_class_is() -> None:
+    from bayeszoo.outputs import record
+
+    found = record(fitted(pictures()), n=50)["posterior"]["c"]
+    probs = torch.tensor(found["probs"])
+    assert found["states"] == [0, 1, 2]
+    assert probs.shape == (60, 3)
+    torch.testing.assert_close(probs.sum(1), torch.ones(60))
+    assert probs[:6].argmax(1).tolist() == [0, 1, 2, 0, 1, 2]  # the labels that are known
+
+
 def test_what_is_refused() -> None:
     data = pictures()
     x, y = data.observed["x"], data.observed["y"]

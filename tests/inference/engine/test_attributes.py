@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
+import contextvars
+import ctypes
+import dataclasses
+import decimal
 import enum
 import functools
+import io
+import itertools
+import logging
+import math
+import os
+import queue
 import random
+import sys
 import types
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -238,6 +252,286 @@ def test_counters_are_found_wherever_they_stand(where: str, eager_is_dear: None)
     _, data = slope()
     with pytest.raises(ValueError, match=f"the attribute '[^']*({name})[^']*' changes at every call"):
         bz.fit(model, data, "mean_field", steps=60, progress=False, compile=True)
+
+
+def _link(last: Any, length: int) -> Any:
+    """A chain of objects that ends in one."""
+    for _ in range(length):
+        last = types.SimpleNamespace(next=last)
+    return last
+
+
+_position: contextvars.ContextVar[int] = contextvars.ContextVar("position", default=0)
+
+
+class Held:
+    """Something to hold weakly."""
+
+    n = 0
+
+
+_weakly = Held()
+
+
+def _tick(place: Any, name: str = "n") -> None:
+    setattr(place, name, getattr(place, name) + 1)
+
+
+def _cached() -> Any:
+    @functools.lru_cache(None)
+    def state() -> dict[str, int]:
+        return {"n": 0}
+
+    return state
+
+
+def _read_by(generator: Any) -> Any:
+    return lambda: next(generator)
+
+
+def _environment() -> None:
+    os.environ["BAYESZOO_TEST"] = str(int(os.environ.get("BAYESZOO_TEST", "0")) + 1)
+
+
+def _frozen(box: dict[str, Any]) -> None:
+    box["s"] = dataclasses.replace(box["s"], n=box["s"].n + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen1:
+    """A value that is replaced."""
+
+    n: int = 0
+
+
+def stepping() -> dict[str, Any]:
+    """By what keeps it: a function whose every call moves something."""
+    long_list, long_dict, array = [0] * 200, {(k, "k"): 0 for k in range(200)}, np.zeros(20_000)
+    objects, many = [Held() for _ in range(150)], types.SimpleNamespace(**{f"a{k}": k for k in range(150)}, n=0)
+    number, box, options = [decimal.Decimal(0)], {"s": Frozen1()}, argparse.Namespace(n=0)
+    logger, log = logging.getLogger("bayeszoo.test"), [0]
+    proxy, state, byte, c = weakref.proxy(_weakly), _cached(), memoryview(bytearray(2)), ctypes.c_int(0)
+    texts, waiting, of_objects = io.StringIO(), queue.Queue(), np.array([0, None], dtype=object)  # type: ignore[var-annotated]
+    waiting.put(0)
+    logger.n, tensor = 0, torch.zeros(1)  # type: ignore[attr-defined]
+    tensor.meta_ = {"n": 0}  # type: ignore[attr-defined]
+    shared = types.SimpleNamespace(n=0)
+    chain, frame = types.SimpleNamespace(far=_link(shared, 9), near=shared), pandas.DataFrame({"n": [0, 1]})
+    other = types.ModuleType("other")
+    other.n = 0  # type: ignore[attr-defined]
+    append, seed = log.append, torch.Generator().manual_seed(0)
+
+    def add(place: Any, key: Any, by: Any = 1) -> Any:
+        return lambda: place.__setitem__(key, place[key] + by)
+
+    return {
+        "item 150 of a list": add(long_list, 150),
+        "a tuple as key": add(long_dict, (150, "k")),
+        "a large array": add(array, 15_000),
+        "an array of objects": add(of_objects, 0),
+        "an object far down a list": lambda: _tick(objects[120]),
+        "the 151st attribute": lambda: _tick(many),
+        "a decimal": add(number, 0, decimal.Decimal(1)),
+        "a frozen dataclass": lambda: _frozen(box),
+        "an argparse namespace": lambda: _tick(options),
+        "a logger": lambda: _tick(logger),
+        "a weak proxy": lambda: _tick(proxy),
+        "what a cached function returned": lambda: add(state(), "n")(),
+        "a view of memory": add(byte, 0),
+        "a number of C's": lambda: _tick(c, "value"),
+        "a text in memory": lambda: texts.write("a"),
+        "a queue": lambda: waiting.put(waiting.get() + 1),
+        "a context variable": lambda: _position.set(_position.get() + 1),
+        "a dictionary on a tensor": lambda: add(tensor.meta_, "n")(),  # type: ignore[attr-defined]
+        "a near object that a long way leads to as well": lambda: _tick(chain.near),
+        "a data frame": lambda: frame.iloc.__setitem__((0, 0), int(frame.iloc[0, 0]) + 1),
+        "a module made by hand": lambda: _tick(other),
+        "a method of a list": lambda: append(1),
+        "the environment": _environment,
+        "a list's iterator": _read_by(iter([0.0] * 1000)),
+        "a counter": _read_by(itertools.count()),
+        "a cycle": _read_by(itertools.cycle([1, 2, 3])),
+        "a generator with a loop": _read_by(k for k in [0.0] * 1000),
+        "a generator that delegates": _read_by(_delegates()),
+        "a seed": lambda: seed.manual_seed(seed.initial_seed() + 1),
+    }
+
+
+def _delegates() -> Iterator[float]:
+    yield from itertools.repeat(0.0, 1000)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("where", stepping())
+def test_what_moves_is_seen_whatever_keeps_it(where: str) -> None:
+    """All would be frozen in a graph; no time is given them to show."""
+    step = stepping()[where]
+    step()
+    before = attributes.Attributes([step])
+    assert before.changed() == ""
+    step()
+    assert before.changed()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "where", [name for name in stepping() if not any(w in name for w in ("iterator", "counter", "cycle", "generator"))]
+)
+def test_what_moves_is_put_back(where: str) -> None:
+    if where == "a data frame":
+        pytest.skip("what other libraries' objects hold is compared, and not put back")
+    step = stepping()[where]
+    step()
+    before = attributes.Attributes([step])
+    with attributes.kept_attributes([step]):
+        step()
+        assert before.changed()
+    assert before.changed() == ""
+
+
+@pytest.mark.parametrize("make", [lambda: iter([1, 2]), lambda: (k for k in range(3)), itertools.count])
+def test_an_iterator_is_not_tried_where_that_would_show(make: Any) -> None:
+    held = {"plan": make()}
+    assert attributes.lasting([lambda: held]) == "held.plan"
+    assert attributes.lasting([lambda: sys.stdout]) == ""
+
+
+def test_hooks_and_parameters_of_modules_are_seen() -> None:
+    class Hook:
+        n = 0
+
+        def __call__(self, *_: Any) -> None:
+            self.n += 1
+
+    net = torch.nn.Linear(1, 1)
+    net.register_forward_hook(Hook())
+    net.fixed = torch.nn.Parameter(torch.zeros(()), requires_grad=False)
+    net(torch.zeros(1, 1))
+    before = attributes.Attributes([net])
+    net(torch.zeros(1, 1))
+    assert before.changed() == "forward_hooks.n"
+    old = net.fixed
+    net.fixed = torch.nn.Parameter(torch.ones(()), requires_grad=False)
+    assert before.replaced([old]) == "fixed"
+    assert before.replaced([]) == ""
+
+
+def test_a_tensor_with_other_memory_is_another() -> None:
+    held = {"n": torch.zeros(())}
+    before = attributes.Attributes([lambda: held])
+    with attributes.kept_attributes([lambda: held]):
+        held["n"].data = held["n"].data + 1
+        assert before.replaced([held["n"]]) == "held.n"
+    assert float(held["n"]) == 0
+
+
+def test_equal_objects_made_anew_have_not_changed() -> None:
+    """A model that keeps its last result keeps another object after every call."""
+
+    @dataclasses.dataclass
+    class Result:
+        mean: Tensor
+        name: str = "x"
+
+    kept: dict[str, Any] = {}
+
+    def step() -> None:
+        kept["last"], kept["space"] = (
+            Result(torch.rand(3)),
+            types.SimpleNamespace(parts=[torch.rand(2), {"a": (1, math.nan)}], set={1}),
+        )
+
+    step()
+    before = attributes.Attributes([step])
+    step()
+    assert before.changed() == ""
+    kept["space"].parts[1]["a"] = (2, math.nan)
+    assert before.changed() == "kept.space.parts[1]"
+
+
+class Incomparable(str):
+    """A text that refuses to be compared."""
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("not now")
+
+
+class Stubborn:
+    """Raises at whatever it is asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("class")
+
+    def __len__(self) -> int:
+        raise RuntimeError("len")
+
+
+def test_objects_that_raise_are_left_alone() -> None:
+    held = {"text": Incomparable("a"), "stubborn": Stubborn(), "loop": []}
+    held["loop"].append(held)  # type: ignore[attr-defined]
+    before = attributes.Attributes([lambda: held])
+    with attributes.kept_attributes([lambda: held]):
+        assert before.changed() == ""
+
+
+def test_more_objects_than_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [[k] for k in range(50)]
+    monkeypatch.setattr("bayeszoo.inference.engine.reach.MOST", 40)
+    with pytest.raises(attributes.Unwatched, match="more than 40 objects"):
+        attributes.Attributes([lambda: held])
+
+
+def test_a_large_tensor_that_was_updated_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {"small": torch.zeros(3), "large": torch.zeros(9)}
+    monkeypatch.setattr("bayeszoo.inference.engine.contents._KEPT_ELEMENTS", 5)
+    with attributes.kept_attributes([lambda: held]):
+        held["small"].add_(1)
+    assert float(held["small"].sum()) == 0
+    with (
+        pytest.raises(attributes.Unwatched, match="which is too large"),
+        attributes.kept_attributes([lambda: held]),
+    ):
+        held["large"].add_(1)
+
+
+def test_a_value_read_from_a_tensor_that_counts_is_refused(eager_is_dear: None) -> None:
+    _, data = slope()
+    for order in ("before", "after"):
+        calls = torch.zeros(())
+
+        def model(x: Tensor, y: Tensor | None = None, calls: Tensor = calls, order: str = order) -> None:
+            if order == "before":
+                calls.add_(1)
+            counted(x, y, int(calls))
+            if order == "after":
+                calls.detach().add_(1)
+
+        with pytest.raises(
+            ValueError, match=r"a value is read from a tensor that the step updates.*int\(\) of a tensor \(test_attributes.py"
+        ):
+            bz.fit(model, data, "mean_field", steps=60, progress=False, compile=True)
+
+
+def test_an_iterator_is_left_where_it_was_by_auto(eager_is_dear: None) -> None:
+    _, data = slope()
+    ends = []
+    for compile in (False, "auto"):
+        ticks = itertools.count()
+
+        def model(x: Tensor, y: Tensor | None = None, ticks: Any = ticks) -> None:
+            counted(x, y, next(ticks))
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotCompiledWarning)
+            bz.fit(model, data, "mean_field", steps=60, progress=False, compile=compile)
+        ends.append(next(ticks))
+    assert ends[0] == ends[1]
 
 
 class Level(enum.IntEnum):

@@ -1,0 +1,244 @@
+"""What can be compared of one Python object, and what puts it back as it was."""
+
+from __future__ import annotations
+
+import array
+import collections
+import contextlib
+import contextvars
+import ctypes
+import datetime
+import decimal
+import enum
+import functools
+import io
+import pathlib
+import pickle
+import random
+import types
+import warnings
+import zlib
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SCALARS = frozenset({bool, int, float, str, bytes, complex, type(None)})
+#: Never changed, only replaced.
+_PLAIN = (
+    bool, int, float, str, bytes, complex, types.NoneType, np.generic, np.dtype, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta,
+    datetime.tzinfo, range, slice, enum.Enum, pathlib.PurePath, torch.dtype, torch.device,
+)  # fmt: skip
+_BUFFERS = (bytearray, array.array, memoryview, ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union)
+#: Of random numbers.
+GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random, torch.Generator)
+#: Numbers whose values are put back: of one tensor or array, and of all.
+_KEPT_ELEMENTS, _KEPT_IN_ALL = 32_000_000, 64_000_000
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, a text or another that is compared as it is, or a tuple of such."""
+    kind = type(value)
+    if kind in _SCALARS:
+        return True
+    if issubclass(kind, tuple):
+        return all(is_plain(item) for item in tuple.__iter__(value)) and (kind.__module__ == "builtins" or kind is torch.Size)
+    return issubclass(kind, _PLAIN)
+
+
+def is_buffer(value: Any) -> bool:
+    """Whether a value is memory of numbers without a shape of its own."""
+    return issubclass(type(value), _BUFFERS)
+
+
+def is_iterator(value: Any) -> bool:
+    """Whether a value is one of Python's own iterators, which stand somewhere and cannot be sent back."""
+    kind = type(value)
+    return hasattr(kind, "__next__") and kind.__module__ in ("builtins", "itertools") and not issubclass(kind, io.IOBase)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two plain values, or containers of them, are equal; NaN is NaN."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    try:
+        if bool(a == b) or bool(a != a and b != b):
+            return True
+    except Exception:  # of a class that does not let itself be compared
+        if not isinstance(a, (list, tuple)):
+            return False
+    return isinstance(a, (list, tuple)) and len(a) == len(b) and all(map(same, a, b))
+
+
+def content(value: Any) -> Any:
+    """What is compared of an object beside what it holds, with `same`; None where there is nothing."""
+    kind = type(value)
+    if is_plain(value):
+        return value
+    if issubclass(kind, dict):
+        return [(key if is_plain(key) else type(key), _item(item)) for key, item in dict.items(value)]
+    if issubclass(kind, (set, frozenset)):
+        found = list((set if issubclass(kind, set) else frozenset).__iter__(value))
+        return len(found), {item for item in found if is_plain(item)}
+    if issubclass(kind, (list, tuple, collections.deque)):
+        base = next(base for base in (list, tuple, collections.deque) if issubclass(kind, base))
+        return [_item(item) for item in base.__iter__(value)]
+    if issubclass(kind, np.ndarray):
+        return (
+            value.shape,
+            value.dtype,
+            None if value.dtype == object else zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8)),
+        )
+    if is_buffer(value):
+        return bytes(value)
+    if issubclass(kind, io.StringIO | io.BytesIO):
+        return value.getvalue(), value.tell()
+    if issubclass(kind, types.GeneratorType):
+        return None if value.gi_frame is None else value.gi_frame.f_lasti
+    return _state(value) if issubclass(kind, GENERATORS) else None
+
+
+def _item(value: Any) -> Any:
+    return value if is_plain(value) else type(value)
+
+
+def _state(value: Any) -> Any:
+    """Where a generator of random numbers stands."""
+    if isinstance(value, np.random.Generator):
+        return str(value.bit_generator.state)
+    if isinstance(value, np.random.BitGenerator):
+        return str(value.state)
+    if isinstance(value, np.random.RandomState):
+        return str(value.get_state())
+    if isinstance(value, torch.Generator):
+        return bytes(value.get_state().numpy())
+    return None if isinstance(value, random.SystemRandom) else value.getstate()
+
+
+def pickled(value: Any) -> int | None:
+    """One number for all that another library's object holds, by the way it is saved; None where it cannot be."""
+    parts: list[int] = []
+
+    def buffer(part: pickle.PickleBuffer) -> None:
+        parts.append(zlib.crc32(part.raw()))
+
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        text = pickle.dumps(value, protocol=5, buffer_callback=buffer)
+        return zlib.crc32(repr(parts).encode(), zlib.crc32(text))
+    return None
+
+
+class Keeper:
+    """Puts objects back as they were."""
+
+    def __init__(self) -> None:
+        self.undo: list[Callable[[], None]] = []
+        self.left = _KEPT_IN_ALL
+        #: Tensors that are too large to be kept, by name, with their version.
+        self.large: list[tuple[str, Tensor, int]] = []
+
+    def keep(self, name: str, value: Any) -> None:
+        """Remembers one object, and not what the objects in it hold."""
+        kind = type(value)
+        if issubclass(kind, Tensor):
+            self._tensor(name, value)
+        elif issubclass(kind, dict):
+            self.mapping(value)
+        elif issubclass(kind, (list, set, collections.deque)):
+            base = next(base for base in (list, set, collections.deque) if issubclass(kind, base))
+            self.undo.append(functools.partial(_refill, base, value, list(base.__iter__(value))))
+        elif issubclass(kind, np.ndarray) and value.flags.writeable and value.size <= min(_KEPT_ELEMENTS, self.left):
+            self.left -= value.size
+            self.undo.append(functools.partial(np.copyto, value, value.copy()))
+        elif is_buffer(value) and not (issubclass(kind, memoryview) and value.readonly):
+            self.undo.append(functools.partial(_rewrite, value, bytes(value)))
+        elif issubclass(kind, io.StringIO | io.BytesIO):
+            self.undo.append(functools.partial(_rewind, value, value.getvalue(), value.tell()))
+        elif issubclass(kind, contextvars.ContextVar):
+            if (held := value.get(None)) is not None:
+                self.undo.append(functools.partial(value.set, held))
+        elif issubclass(kind, np.random.Generator):
+            self.undo.append(functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state))
+        elif issubclass(kind, np.random.RandomState):
+            self.undo.append(functools.partial(value.set_state, value.get_state()))
+        elif issubclass(kind, random.Random) and not issubclass(kind, random.SystemRandom):
+            self.undo.append(functools.partial(value.setstate, value.getstate()))
+        elif issubclass(kind, torch.Generator):
+            self.undo.append(functools.partial(value.set_state, value.get_state()))
+
+    def mapping(self, place: MutableMapping[str, Any], leave: frozenset[str] = frozenset()) -> None:
+        """Remembers what stands in a dictionary, in which order, but for some of its keys."""
+        before = {k: v for k, v in place.items() if k not in leave}
+
+        def put_back() -> None:
+            for key in [k for k in place if k not in leave and k not in before]:
+                del place[key]
+            for key, value in before.items():
+                if key not in place or place[key] is not value:
+                    place[key] = value
+
+        self.undo.append(put_back)
+
+    def put_back(self) -> str:
+        """Undoes what has happened since; the name of a tensor that was updated and cannot be, or nothing."""
+        for undo in self.undo:
+            with contextlib.suppress(Exception):  # what cannot be written to, a frozen dictionary say, has not changed
+                undo()
+        return next((name for name, tensor, version in self.large if tensor._version != version), "")
+
+    def _tensor(self, name: str, tensor: Tensor) -> None:
+        if tensor.is_inference():
+            return
+        version = tensor._version
+        if tensor.numel() > min(_KEPT_ELEMENTS, self.left):
+            self.large.append((name, tensor, version))
+            return
+        self.left -= tensor.numel()
+        before, memory = tensor.detach().clone(), tensor.detach()
+
+        def put_back() -> None:
+            with torch.no_grad():
+                if not _shared(tensor, memory):
+                    tensor.data = memory  # which `tensor.data = ...` had exchanged
+                if tensor._version != version or memory._version != version:
+                    tensor.copy_(before)
+
+        self.undo.append(put_back)
+
+
+def _shared(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors lie at the same place."""
+    try:
+        return a.data_ptr() == b.data_ptr() and a.shape == b.shape
+    except RuntimeError:  # of a kind without memory of its own
+        return True
+
+
+def _refill(base: Any, place: Any, before: Sequence[Any]) -> None:
+    now = list(base.__iter__(place))
+    if len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True)):
+        return
+    base.clear(place)
+    (base.update if base is set else base.extend)(place, before)
+
+
+def _rewrite(place: Any, before: bytes) -> None:
+    if bytes(place) == before:
+        return
+    if isinstance(place, bytearray):
+        place[:] = before
+    else:
+        memoryview(place).cast("B")[:] = before
+
+
+def _rewind(place: Any, before: Any, position: int) -> None:
+    if place.getvalue() != before:
+        place.seek(0)
+        place.truncate()
+        place.write(before)
+    place.seek(position)
