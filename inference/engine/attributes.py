@@ -12,7 +12,7 @@ import collections
 import contextlib
 import functools
 import types
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from . import reach
 from .contents import Keeper, content, is_iterator, is_plain, pickled, same
-from .reach import MODULE_INTERNALS, Child, Owners, children
+from .reach import MODULE_INTERNALS, Label, Owners, children
 
 
 class Unwatched(Exception):
@@ -46,12 +46,12 @@ class Attributes:
         for before, now in self.picture.beside(_Picture(self.parts)):
             if not same(before.content, now.content):
                 return before.name
-            for label in before.plain.keys() | now.plain.keys():
-                a, b = before.plain.get(label), now.plain.get(label)
-                if a is None or b is None or not same(a.value, b.value):
-                    return (a or b).name  # type: ignore[union-attr]
+            if before.plain != now.plain:
+                for label in before.plain.keys() | now.plain.keys():
+                    if not same(before.plain.get(label, before), now.plain.get(label, before)):
+                        return reach.name_of(label, before.name)
             for label in before.held.keys() ^ now.held.keys():
-                return f"{now.name}.{label}" if isinstance(label, str) else now.name
+                return reach.name_of(label, before.name)
         return ""
 
     def replaced(self, read: Iterable[Tensor]) -> str:
@@ -59,14 +59,18 @@ class Attributes:
         was_read = {id(t) for t in read}
         for before, now in self.picture.beside(_Picture(self.parts)):
             kept = before.value
-            if isinstance(kept, Tensor) and id(kept) in was_read and (now.value is not kept or now.memory != before.memory):
+            if (
+                issubclass(type(kept), Tensor)
+                and id(kept) in was_read
+                and (now.value is not kept or now.memory != before.memory)
+            ):
                 return before.name
         return ""
 
 
 def lasting(parts: Sequence[Any]) -> str:
     """The name of something that a step may move and nothing sends back, an iterator; empty if there is none."""
-    return next((node.name for node in _Picture(parts, values=False).nodes if is_iterator(node.value)), "")
+    return next((node.name for node in _Picture(parts, values=False).nodes if is_iterator(type(node.value))), "")
 
 
 @contextlib.contextmanager
@@ -86,20 +90,34 @@ def kept_attributes(parts: Sequence[Any]) -> Iterator[None]:
         keeper.put_back()
         raise
     large = keeper.put_back()
-    if large:
-        raise Unwatched(f"the model updates the tensor '{large}', which is too large to be put back after a trial")
+    if large is not None:
+        raise Unwatched(f"the model updates the tensor '{large.name}', which is too large to be put back after a trial")
 
 
 @dataclass(slots=True, eq=False)
 class _Node:
     """An object: the values in it that are compared as they are, and the objects that it holds."""
 
-    name: str
     value: Any
+    holder: _Node | None = None
+    label: Label = None
     content: Any = None
     memory: int = 0
-    plain: dict[Hashable, Child] = field(default_factory=dict)
-    held: dict[Hashable, _Node] = field(default_factory=dict)
+    plain: dict[Label, Any] = field(default_factory=dict)
+    held: dict[Label, _Node] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """How messages call it: by the shortest way that leads to it."""
+        way: list[_Node] = []
+        node: _Node | None = self
+        while node is not None and node.holder is not None:
+            way.append(node)
+            node = node.holder
+        name = ""
+        for node in reversed(way):
+            name = reach.name_of(node.label, name)
+        return name
 
 
 class _Picture:
@@ -115,7 +133,7 @@ class _Picture:
         self.values = values
         self.nodes: list[_Node] = []
         self.known: dict[int, _Node] = {}  # the nodes keep their objects, so that no two share an id
-        self.roots = [self._node(Child(None, "", part)) for part in parts]
+        self.roots = [self._node(part, None, None) for part in parts]
         at = 0
         while at < len(self.nodes):  # nearest first
             with contextlib.suppress(Exception):  # an object that cannot be looked at; replays are left
@@ -139,10 +157,10 @@ class _Picture:
                     seen.add((id(held), id(pair[1])))
                     todo.append(pair)  # type: ignore[arg-type]
 
-    def _node(self, child: Child) -> _Node:
-        known = self.known.get(id(child.value))
+    def _node(self, value: Any, holder: _Node | None, label: Label) -> _Node:
+        known = self.known.get(id(value))
         if known is None:
-            known = self.known[id(child.value)] = _Node(child.name, child.value)
+            known = self.known[id(value)] = _Node(value, holder, label)
             self.nodes.append(known)
         return known
 
@@ -150,16 +168,16 @@ class _Picture:
         value = node.value
         if self.values:
             node.content = content(value)
-            if isinstance(value, Tensor):
+            if issubclass(type(value), Tensor):
                 node.memory = _memory(value)
             elif node.content is None and self._other_librarys(value):
                 node.content = pickled(value)
                 return
-        for child in children(value, node.name, self.owners):
-            if not is_plain(child.value):
-                node.held[child.label] = self._node(child)
+        for label, held in children(value, self.owners):
+            if not is_plain(held):
+                node.held[label] = self._node(held, node, label)
             elif self.values:
-                node.plain[child.label] = child
+                node.plain[label] = held
 
     def _other_librarys(self, value: Any) -> bool:
         known = (nn.Module, types.FunctionType, types.MethodType, type, types.ModuleType)
@@ -176,27 +194,28 @@ def _memory(tensor: Tensor) -> int:
 def _keep(node: _Node, keeper: Keeper, owners: Owners) -> None:
     """Remembers one object, and the places in it that hold others."""
     value = node.value
-    if isinstance(value, nn.Parameter) and value.requires_grad:
+    kind: Any = type(value)
+    if issubclass(kind, nn.Parameter) and value.requires_grad:
         return  # whoever runs a step knows them
-    keeper.keep(node.name, value)
-    if isinstance(value, nn.Module):
+    keeper.keep(node, value)
+    if issubclass(kind, nn.Module):
         keeper.mapping(vars(value), MODULE_INTERNALS)
         keeper.mapping(value._buffers)
         keeper.mapping(value._parameters)
-    elif isinstance(value, type):
+    elif issubclass(kind, type):
         for key, item in [] if owners.foreign(value) else list(vars(value).items()):
             if not key.startswith("__") and (is_plain(item) or isinstance(item, Tensor)):
                 keeper.undo.append(functools.partial(_set_attribute, value, key, item))
-    elif isinstance(value, types.FunctionType):
+    elif issubclass(kind, types.FunctionType):
         for cell in value.__closure__ or ():
             with contextlib.suppress(ValueError):  # an empty one
                 keeper.undo.append(functools.partial(setattr, cell, "cell_contents", cell.cell_contents))
-        for place, key, _ in reach.mentioned(value, owners):
+        for place, key in reach.mentioned(value, owners):
             keeper.undo.append(functools.partial(_set_item, place, key, place[key]))
         keeper.mapping(vars(value))
-    elif not isinstance(value, Tensor):
+    elif not issubclass(kind, Tensor):
         keeper.mapping(reach.dictionary(value))
-        for slot in reach.slots(value):
+        for slot in reach.slots(kind):
             with contextlib.suppress(AttributeError):
                 keeper.undo.append(functools.partial(setattr, value, slot, getattr(value, slot)))
 

@@ -246,10 +246,12 @@ class _Reads(TorchFunctionMode):
                     index = _without_masks(args[1])
                 return func(args[0], index)
         if func is torch.Tensor.__setitem__ and any(_is_mask(t) for t in tensors_in(args[1])):
+            known = len(self.sources)
             if not any(self._changes(t, f"indexing with a mask{here()}") for t in tensors_in(args[1])):
                 with disable_proxy_modes_tracing():
                     index = _without_masks(args[1])
                 return func(args[0], index, args[2])
+            del self.sources[known:]  # nothing is read where values are written under a mask
             self.masked = here()
         if func is torch.where and len(args) == 1 and not kwargs:
             operation = "torch.where with a condition alone"

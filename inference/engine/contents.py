@@ -12,13 +12,14 @@ import decimal
 import enum
 import functools
 import io
+import itertools
 import pathlib
 import pickle
 import random
 import types
 import warnings
 import zlib
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Collection, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ _PLAIN = (
     bool, int, float, str, bytes, complex, types.NoneType, np.generic, np.dtype, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta,
     datetime.tzinfo, range, slice, enum.Enum, pathlib.PurePath, torch.dtype, torch.device,
 )  # fmt: skip
-_BUFFERS = (bytearray, array.array, memoryview, ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union)
+BUFFERS = (bytearray, array.array, memoryview, ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union)
 #: Of random numbers.
 GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random, torch.Generator)
 #: Numbers whose values are put back: of one tensor or array, and of all.
@@ -40,22 +41,36 @@ _KEPT_ELEMENTS, _KEPT_IN_ALL = 32_000_000, 64_000_000
 
 def is_plain(value: Any) -> bool:
     """Whether a value is a number, a text or another that is compared as it is, or a tuple of such."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind in _SCALARS:
         return True
-    if issubclass(kind, tuple):
-        return all(is_plain(item) for item in tuple.__iter__(value)) and (kind.__module__ == "builtins" or kind is torch.Size)
+    if kind is tuple or kind is torch.Size:
+        return all(map(is_plain, value))
+    return _is_plain_kind(kind)
+
+
+@functools.lru_cache(4096)
+def _is_plain_kind(kind: type) -> bool:
     return issubclass(kind, _PLAIN)
+
+
+def all_plain(values: Collection[Any]) -> bool:
+    """Whether all of many values are numbers and texts, or tuples of them; looked at by their types, which is fast."""
+    kinds = set(map(type, values))
+    if tuple in kinds:
+        kinds |= set(map(type, itertools.chain.from_iterable(v for v in values if type(v) is tuple))) - {tuple}
+        if any(type(item) is tuple for v in values if type(v) is tuple for item in v):
+            return False
+    return kinds <= _SCALARS | {tuple}
 
 
 def is_buffer(value: Any) -> bool:
     """Whether a value is memory of numbers without a shape of its own."""
-    return issubclass(type(value), _BUFFERS)
+    return issubclass(type(value), BUFFERS)
 
 
-def is_iterator(value: Any) -> bool:
-    """Whether a value is one of Python's own iterators, which stand somewhere and cannot be sent back."""
-    kind = type(value)
+def is_iterator(kind: type) -> bool:
+    """Whether a class is one of Python's own iterators, which stand somewhere and cannot be sent back."""
     return hasattr(kind, "__next__") and kind.__module__ in ("builtins", "itertools") and not issubclass(kind, io.IOBase)
 
 
@@ -80,13 +95,16 @@ def content(value: Any) -> Any:
     if is_plain(value):
         return value
     if issubclass(kind, dict):
+        if all_plain(dict.keys(value)) and all_plain(dict.values(value)):
+            return list(dict.items(value))
         return [(key if is_plain(key) else type(key), _item(item)) for key, item in dict.items(value)]
     if issubclass(kind, (set, frozenset)):
-        found = list((set if issubclass(kind, set) else frozenset).__iter__(value))
-        return len(found), {item for item in found if is_plain(item)}
+        distinct = set((set if issubclass(kind, set) else frozenset).__iter__(value))
+        return len(distinct), distinct if all_plain(distinct) else {item for item in distinct if is_plain(item)}
     if issubclass(kind, (list, tuple, collections.deque)):
         base = next(base for base in (list, tuple, collections.deque) if issubclass(kind, base))
-        return [_item(item) for item in base.__iter__(value)]
+        found = list(base.__iter__(value))
+        return found if all_plain(found) else [_item(item) for item in found]
     if issubclass(kind, np.ndarray):
         return (
             value.shape,
@@ -139,11 +157,11 @@ class Keeper:
     def __init__(self) -> None:
         self.undo: list[Callable[[], None]] = []
         self.left = _KEPT_IN_ALL
-        #: Tensors that are too large to be kept, by name, with their version.
-        self.large: list[tuple[str, Tensor, int]] = []
+        #: Tensors that are too large to be kept, with what they were called and their version.
+        self.large: list[tuple[Any, Tensor, int]] = []
 
-    def keep(self, name: str, value: Any) -> None:
-        """Remembers one object, and not what the objects in it hold."""
+    def keep(self, name: Any, value: Any) -> None:
+        """Remembers one object, and not what the objects in it hold; `name` is given back by `put_back`."""
         kind = type(value)
         if issubclass(kind, Tensor):
             self._tensor(name, value)
@@ -184,14 +202,14 @@ class Keeper:
 
         self.undo.append(put_back)
 
-    def put_back(self) -> str:
-        """Undoes what has happened since; the name of a tensor that was updated and cannot be, or nothing."""
+    def put_back(self) -> Any:
+        """Undoes what has happened since; the name of a tensor that was updated and cannot be, or None."""
         for undo in self.undo:
             with contextlib.suppress(Exception):  # what cannot be written to, a frozen dictionary say, has not changed
                 undo()
-        return next((name for name, tensor, version in self.large if tensor._version != version), "")
+        return next((name for name, tensor, version in self.large if tensor._version != version), None)
 
-    def _tensor(self, name: str, tensor: Tensor) -> None:
+    def _tensor(self, name: Any, tensor: Tensor) -> None:
         if tensor.is_inference():
             return
         version = tensor._version

@@ -20,16 +20,16 @@ import types
 import warnings
 import weakref
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from .contents import GENERATORS, is_buffer, is_iterator, is_plain
+from .contents import BUFFERS, GENERATORS, all_plain, is_iterator, is_plain
 from .places import is_library
 
 #: Objects that are looked at, numbers and texts not counted.
-MOST = 300_000
+MOST = 100_000
 
 _HOOKS = tuple(key for key, value in vars(nn.Module()).items() if key.endswith("_hooks") and isinstance(value, dict))
 #: What modules keep of themselves.
@@ -42,12 +42,10 @@ _OF_ALL_LOGGERS = frozenset({"manager", "parent", "handlers", "_cache"})
 _ABSENT: Any = object()
 
 
-class Child(NamedTuple):
-    """What an object holds: under which label, how a message calls it, and what it is."""
-
-    label: Hashable
-    name: str
-    value: Any
+#: Under which label an object holds another: the name of an attribute, or a kind of place and what is there.
+type Label = Hashable
+#: What an object holds, and where.
+type Held = Iterator[tuple[Label, Any]]
 
 
 class Owners:
@@ -60,9 +58,16 @@ class Owners:
     def __init__(self, parts: Sequence[Any]) -> None:
         modules = [getattr(_function_of(part), "__module__", None) or type(part).__module__ for part in parts]
         self.packages = {str(module).partition(".")[0] for module in modules} - _CLOSED - sys.stdlib_module_names
+        self._foreign: dict[type, bool] = {}
 
     def foreign(self, kind: type) -> bool:
         """Whether a class is a library's."""
+        known = self._foreign.get(kind)
+        if known is None:
+            known = self._foreign[kind] = self._is_foreign(kind)
+        return known
+
+    def _is_foreign(self, kind: type) -> bool:
         if kind.__module__ == "__main__" or kind.__module__.partition(".")[0] in self.packages:
             return False
         module = sys.modules.get(kind.__module__)
@@ -90,179 +95,200 @@ class Owners:
         return is_library(file) and not file.startswith("<")
 
 
-def children(value: Any, name: str, owners: Owners) -> Iterator[Child]:
-    """What one object holds and a step may reach; numbers and texts of objects and containers included."""
-    kind = type(value)
-    if issubclass(kind, Tensor):
-        yield from _attributes(name, {k: v for k, v in vars(value).items() if not isinstance(v, weakref.ref)})
-    elif issubclass(kind, nn.Module):
-        yield from _of_module(value, name)
-        yield Child("class", kind.__name__, kind)
-    elif issubclass(kind, types.FunctionType):
-        yield from _of_function(value, name, owners)
-    elif issubclass(kind, (types.MethodType, types.BuiltinMethodType, types.MethodWrapperType)):
-        if not isinstance(value.__self__, (types.ModuleType, type, type(None))):
-            yield Child("self", name, value.__self__)
-        if kind is types.MethodType:
-            yield Child("func", name, value.__func__)
-    elif issubclass(kind, functools.partial):
-        yield Child("func", name, value.func)
-        yield from _attributes(name, {"args": value.args, "keywords": value.keywords, **vars(value)})
-    elif issubclass(kind, CONTAINERS):
-        yield from items(value, name)
+def children(value: Any, owners: Owners) -> Held:
+    """What one object holds and a step may reach; numbers and texts too, but those of a container, which are its content."""
+    kind: Any = type(value)
+    what = _what(kind)
+    if what == "container":
+        yield from _items(value)
         if not owners.foreign(kind):  # a class of the user's, with attributes of its own
-            yield from _of_object(value, name, owners)
+            yield from _of_object(value)
         elif kind is collections.defaultdict:
-            yield Child("default_factory", name, value.default_factory)
-    elif issubclass(kind, types.MappingProxyType):
-        yield Child("mapping", name, dict(value))
-    elif issubclass(kind, np.ndarray):
+            yield ("part", 0), value.default_factory
+    elif what == "tensor":
+        yield from ((key, item) for key, item in vars(value).items() if not isinstance(item, weakref.ref))
+    elif what == "module":
+        yield from _of_module(value)
+        yield ("class", kind), kind
+    elif what == "function":
+        yield from _of_function(value, owners)
+    elif what == "method":
+        if not issubclass(type(value.__self__), (types.ModuleType, type, types.NoneType)):
+            yield ("part", "self"), value.__self__
+        if kind is types.MethodType:
+            yield ("part", "func"), value.__func__
+    elif what == "partial":
+        yield from {"args": value.args, "keywords": value.keywords, **vars(value)}.items()
+        yield ("part", "func"), value.func
+    elif what == "mapping":
+        yield ("part", 0), dict(value)
+    elif what == "array":
         if value.dtype == object:
-            yield Child("items", name, value.ravel().tolist())
-    elif issubclass(kind, (GENERATORS, io.IOBase)) or is_buffer(value):
-        return
-    elif issubclass(kind, type):
+            yield ("part", 0), value.ravel().tolist()
+    elif what == "class":
         yield from _of_class(value, owners)
-    elif issubclass(kind, types.ModuleType):
+    elif what == "namespace":
         if not owners.foreign_module(value):
-            yield from _attributes(name, {k: v for k, v in vars(value).items() if not k.startswith("__")})
-    elif issubclass(kind, weakref.ref):
-        yield Child("held", name, value())
-    elif kind in weakref.ProxyTypes:
-        yield Child("held", name, value.__repr__.__self__)
-    elif issubclass(kind, contextvars.ContextVar):
-        yield Child("held", name, value.get(None))
-    elif issubclass(kind, types.GeneratorType):
-        yield from _parts(value, name)  # its variables, and the iterators of its loops
-    elif is_iterator(value):
-        yield from _of_iterator(value, name)
-    elif not owners.foreign(kind):
-        yield from _of_object(value, name, owners)
-    elif kind.__module__.partition(".")[0] in sys.stdlib_module_names and not issubclass(
-        kind, (types.CodeType, types.FrameType)
-    ):
-        yield from _of_library(value, name, owners)
+            yield from ((key, item) for key, item in vars(value).items() if not key.startswith("__"))
+    elif what == "reference":
+        yield ("part", 0), value.__repr__.__self__ if kind in weakref.ProxyTypes else value()
+    elif what == "variable":
+        yield ("part", 0), value.get(None)
+    elif what == "iterator":
+        yield from _of_iterator(value)
+    elif what == "object":
+        if not owners.foreign(kind):
+            yield from _of_object(value)
+        elif kind.__module__.partition(".")[0] in sys.stdlib_module_names:
+            yield from _of_library(value)
 
 
-def items(value: Any, name: str) -> Iterator[Child]:
-    """The objects in a container, whatever methods of its own a class of the user's gives it; its numbers and texts are its content."""
-    if isinstance(value, dict):
+@functools.lru_cache(4096)
+def _what(kind: type) -> str:
+    """How objects of a class are entered."""
+    named: dict[str, tuple[type, ...]] = {
+        "tensor": (Tensor,),
+        "module": (nn.Module,),
+        "function": (types.FunctionType,),
+        "method": (types.MethodType, types.BuiltinMethodType, types.MethodWrapperType),
+        "partial": (functools.partial,),
+        "container": CONTAINERS,
+        "mapping": (types.MappingProxyType,),
+        "array": (np.ndarray,),
+        "nothing": (*GENERATORS, *BUFFERS, io.IOBase, types.CodeType, types.FrameType),
+        "class": (type,),
+        "namespace": (types.ModuleType,),
+        "reference": (weakref.ref, *weakref.ProxyTypes),
+        "variable": (contextvars.ContextVar,),
+        "iterator": tuple({kind} if is_iterator(kind) else ()),
+    }
+    return next((name for name, kinds in named.items() if issubclass(kind, kinds)), "object")
+
+
+def name_of(label: Label, holder: str) -> str:
+    """How messages call what `holder` has under a label."""
+    if not isinstance(label, tuple):
+        return f"{holder}.{label}".lstrip(".")
+    place, key = label[:2]
+    if place in ("variable", "class"):
+        return key.__name__ if isinstance(key, type) else str(key)
+    if place in _HOOKS:
+        return f"{holder}.{place.strip('_')}".lstrip(".")
+    if place in ("item", "key"):
+        return f"{holder}.{key}" if isinstance(key, str) else f"{holder}[{key}]"
+    return f"{holder}.{key}".lstrip(".") if place == "default" else holder
+
+
+def _items(value: Any) -> Held:
+    """The objects in a container, whatever methods of its own a class of the user's gives it."""
+    if issubclass(type(value), dict):
+        if all_plain(dict.keys(value)) and all_plain(dict.values(value)):
+            return
         for k, (key, item) in enumerate(dict.items(value)):
-            if is_plain(key) and is_plain(item):
-                continue
-            label = key if is_plain(key) else f"{type(key).__name__} {k}"
-            inner = f"{name}.{key}" if isinstance(key, str) else f"{name}[{label}]"
-            yield Child(("item", label), inner, item)
-            yield Child(("key", label), inner, key)
+            plain = is_plain(key)
+            if not (plain and is_plain(item)):
+                yield ("item", key if plain else k), item
+            if not plain:
+                yield ("key", k), key
         return
-    base = next(kind for kind in CONTAINERS if isinstance(value, kind))
-    for k, item in enumerate(base.__iter__(value)):
-        if not is_plain(item):
-            yield Child(("item", k), f"{name}[{k}]", item)
+    base = next(kind for kind in CONTAINERS if issubclass(type(value), kind))
+    found = list(base.__iter__(value))
+    if not all_plain(found):
+        yield from ((("item", k), item) for k, item in enumerate(found) if not is_plain(item))
 
 
-def _attributes(name: str, values: dict[str, Any]) -> Iterator[Child]:
-    for key, item in values.items():
-        yield Child(key, f"{name}.{key}".lstrip("."), item)
-
-
-def _of_module(module: nn.Module, name: str) -> Iterator[Child]:
-    own = {k: v for k, v in vars(module).items() if k not in MODULE_INTERNALS and not k.startswith("__")}
-    yield from _attributes(name, own | module._buffers | module._parameters | module._modules)
+def _of_module(module: nn.Module) -> Held:
+    yield from ((k, v) for k, v in vars(module).items() if k not in MODULE_INTERNALS and not k.startswith("__"))
+    yield from (module._buffers | module._parameters | module._modules).items()
     for hooks in _HOOKS:
-        for k, hook in enumerate(vars(module).get(hooks, {}).values()):
-            yield Child((hooks, k), f"{name}.{hooks.strip('_')}".lstrip("."), hook)
+        yield from (((hooks, k), hook) for k, hook in enumerate(vars(module).get(hooks, {}).values()))
 
 
-def _of_function(function: types.FunctionType, name: str, owners: Owners) -> Iterator[Child]:
-    for namespace, key, shown in mentioned(function, owners):
-        yield Child(("variable", shown), shown, namespace[key])
+def _of_function(function: types.FunctionType, owners: Owners) -> Held:
+    for namespace, key in mentioned(function, owners):
+        yield ("variable", "os.environ" if namespace is vars(os) else key), namespace[key]
     for key, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # an empty cell
-            yield Child(("variable", key), key, cell.cell_contents)
+            yield ("variable", key), cell.cell_contents
     if "globals" in _names(function.__code__) and not owners.foreign_function(function):
-        yield Child("globals()", "globals()", function.__globals__)
+        yield ("variable", "globals()"), function.__globals__
     defaults = dict(enumerate(function.__defaults__ or ())) | dict(function.__kwdefaults__ or {})
-    for place, item in defaults.items():
-        yield Child(("default", place), f"{name}.{place}".lstrip("."), item)
-    yield from _attributes(name, vars(function))
+    yield from ((("default", place), item) for place, item in defaults.items())
+    yield from vars(function).items()
 
 
-def mentioned(function: types.FunctionType, owners: Owners) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """The globals, and modules imported inside, that a function of the user's names: the namespace, the name there, and as shown."""
+def mentioned(function: types.FunctionType, owners: Owners) -> Iterator[tuple[dict[str, Any], str]]:
+    """The globals, and modules imported inside, that a function of the user's names: the namespace, and the name there."""
     if owners.foreign_function(function):
         return
     names, places = _names(function.__code__), function.__globals__
     for key in sorted(names):
         if key in places:
-            yield places, key, key
+            yield places, key
         elif key in sys.modules:
-            yield sys.modules, key, key
-    if "environ" in names and any(item is os for item in places.values()):
-        yield vars(os), "environ", "os.environ"
+            yield sys.modules, key
+    if "environ" in names and any(places.get(key) is os for key in names):
+        yield vars(os), "environ"
 
 
-def _of_class(value: type, owners: Owners) -> Iterator[Child]:
+def _of_class(value: type, owners: Owners) -> Held:
     """Methods, for what they reach, and what the class itself holds."""
     for kind in (*value.__mro__, type(value)):
         if owners.foreign(kind):
             continue
         for key, item in dict(vars(kind)).items():
-            name = f"{kind.__name__}.{key}"
             if isinstance(item, (staticmethod, classmethod)):
                 item = item.__func__
             for part in (item.fget, item.fset) if isinstance(item, property) else (getattr(item, "func", None), item):
                 if isinstance(part, types.FunctionType):
-                    yield Child((kind, key, part is item), name, part)
+                    yield ("class", f"{kind.__name__}.{key}", kind, part is item), part
             if not key.startswith("__") and key != "_abc_impl" and not isinstance(item, (types.FunctionType, property)):
-                yield Child((kind, key), name, item)
+                yield ("class", f"{kind.__name__}.{key}", kind), item
 
 
-def _of_object(value: Any, name: str, owners: Owners) -> Iterator[Child]:
-    yield from _attributes(name, dict(dictionary(value)))
-    for slot in slots(value):
+def _of_object(value: Any) -> Held:
+    yield from dict(dictionary(value)).items()
+    yield from _in_slots(value)
+    yield ("class", type(value)), type(value)
+
+
+def _in_slots(value: Any) -> Held:
+    kind: Any = type(value)
+    for slot in slots(kind):
         found = getattr(value, slot, _ABSENT)
         if found is not _ABSENT:
-            yield Child(slot, f"{name}.{slot}".lstrip("."), found)
-    yield Child("class", type(value).__name__, type(value))
+            yield slot, found
 
 
-def _of_library(value: Any, name: str, owners: Owners) -> Iterator[Child]:
-    """Holders of Python's own library: namespaces, queues, loggers, cached functions, iterators."""
+def _of_library(value: Any) -> Held:
+    """Holders of Python's own library: namespaces, queues, loggers, cached functions."""
     held = dict(dictionary(value))
     if isinstance(value, logging.Logger):
         held = {k: v for k, v in held.items() if k not in _OF_ALL_LOGGERS}
-    yield from _attributes(name, held)
-    for slot in slots(value):
-        found = getattr(value, slot, _ABSENT)
-        if found is not _ABSENT:
-            yield Child(slot, f"{name}.{slot}".lstrip("."), found)
+    yield from held.items()
+    yield from _in_slots(value)
     if not held or isinstance(value, functools._lru_cache_wrapper):
-        yield from _parts(value, name)
+        yield from _parts(value)
 
 
-def _parts(value: Any, name: str) -> Iterator[Child]:
-    """What an object of Python's holds, without names."""
-    parts = [
-        part
-        for part in gc.get_referents(value)
-        if not isinstance(part, (type, types.ModuleType, types.CodeType, types.FrameType))
-    ]
-    for k, part in enumerate(parts):
-        yield Child(("part", k), name, part)
-
-
-def _of_iterator(value: Any, name: str) -> Iterator[Child]:
-    """What one of Python's iterators goes through, and where it stands."""
+def _of_iterator(value: Any) -> Held:
+    """What one of Python's iterators goes through, and where it stands; of a generator, its variables and the iterators of its loops."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             parts = value.__reduce__()[1:]
     except Exception:
-        yield from _parts(value, name)
+        yield from _parts(value)
         return
-    for k, part in enumerate(parts):
-        yield Child(("part", k), name, part)
+    yield from ((("part", k), part) for k, part in enumerate(parts))
+
+
+def _parts(value: Any) -> Held:
+    """What an object of Python's holds, without names."""
+    kinds = (type, types.ModuleType, types.CodeType, types.FrameType)
+    yield from (
+        (("part", k), part) for k, part in enumerate(p for p in gc.get_referents(value) if not issubclass(type(p), kinds))
+    )
 
 
 def dictionary(value: Any) -> dict[str, Any]:
@@ -274,11 +300,12 @@ def dictionary(value: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def slots(value: Any) -> list[str]:
-    """The names of an object's attributes that no dictionary holds."""
-    found = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
+@functools.lru_cache(4096)
+def slots(kind: type) -> tuple[str, ...]:
+    """The names of attributes that no dictionary holds."""
+    found = [vars(part).get("__slots__", ()) for part in kind.__mro__]
     names = {slot for some in found for slot in ((some,) if isinstance(some, str) else some)}
-    return sorted(names - {"__dict__", "__weakref__"})
+    return tuple(sorted(names - {"__dict__", "__weakref__"}))
 
 
 @functools.lru_cache(4096)
