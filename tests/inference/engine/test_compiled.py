@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
+import time
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -279,6 +280,10 @@ def takes_the_next(a: Tensor, b: Tensor) -> float:
     return next(_numbers)
 
 
+def asks_the_clock(a: Tensor, b: Tensor) -> float:
+    return time.perf_counter() % 1.0
+
+
 def prints(a: Tensor, b: Tensor) -> float:
     return float(repr(a.detach()).startswith("tensor(0.4"))
 
@@ -312,6 +317,7 @@ REFUSED = {
     draws_python: r"random generator \(test_compiled.py, line \d+: return random.random",
     masks: r"indexing with a mask .*line \d+: return both\[both > 0.3\]",
     takes_the_next: "the attribute '_numbers' changes at every call",
+    asks_the_clock: "differs when the same step is run again",
     draws_own_generator: "the attribute '_own_generator' changes at every call",
     counts: "the attribute '_calls' changes at every call",
 }
