@@ -46,10 +46,9 @@ class Attributes:
         for before, now in self.picture.beside(_Picture(self.parts)):
             if not same(before.content, now.content):
                 return before.name
-            if before.plain != now.plain:
-                for label in before.plain.keys() | now.plain.keys():
-                    if not same(before.plain.get(label, before), now.plain.get(label, before)):
-                        return reach.name_of(label, before.name)
+            for label in before.plain.keys() | now.plain.keys():
+                if not same(before.plain.get(label, before), now.plain.get(label, before)):
+                    return reach.name_of(label, before.name)
             for label in before.held.keys() ^ now.held.keys():
                 return reach.name_of(label, before.name)
         return ""

@@ -475,6 +475,7 @@ class Stubborn:
 def test_objects_that_raise_are_left_alone() -> None:
     held = {"text": Incomparable("a"), "stubborn": Stubborn(), "loop": []}
     held["loop"].append(held)  # type: ignore[attr-defined]
+    held["space"] = types.SimpleNamespace(text=Incomparable("b"))
     before = attributes.Attributes([lambda: held])
     with attributes.kept_attributes([lambda: held]):
         assert before.changed() == ""
