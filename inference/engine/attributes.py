@@ -44,7 +44,7 @@ class Attributes:
     def changed(self) -> str:
         """The name of one that can be compared and holds something else by now; empty if none does."""
         for before, now in self.picture.beside(_Picture(self.parts)):
-            if not same(before.content, now.content):
+            if _kind(before.value) != _kind(now.value) or not same(before.content, now.content):
                 return before.name
             for label in before.plain.keys() | now.plain.keys():
                 if not same(before.plain.get(label, before), now.plain.get(label, before)):
@@ -183,6 +183,11 @@ class _Picture:
         return not issubclass(type(value), known) and self.owners.of_another_library(type(value))
 
 
+def _kind(value: Any) -> Any:
+    """The class of an object, and of classes made anew the name."""
+    return type(value).__module__, type(value).__qualname__
+
+
 def _memory(tensor: Tensor) -> int:
     try:
         return tensor.data_ptr()
@@ -194,17 +199,21 @@ def _keep(node: _Node, keeper: Keeper, owners: Owners) -> None:
     """Remembers one object, and the places in it that hold others."""
     value = node.value
     kind: Any = type(value)
+    if issubclass(kind, Tensor):
+        keeper.mapping(vars(value))
     if issubclass(kind, nn.Parameter) and value.requires_grad:
-        return  # whoever runs a step knows them
+        return  # whoever runs a step knows their values
     keeper.keep(node, value)
     if issubclass(kind, nn.Module):
         keeper.mapping(vars(value), MODULE_INTERNALS)
         keeper.mapping(value._buffers)
         keeper.mapping(value._parameters)
+        keeper.mapping(value._modules)
+        for hooks in reach.HOOKS:
+            keeper.mapping(vars(value)[hooks])
     elif issubclass(kind, type):
-        for key, item in [] if owners.foreign(value) else list(vars(value).items()):
-            if not key.startswith("__") and (is_plain(item) or isinstance(item, Tensor)):
-                keeper.undo.append(functools.partial(_set_attribute, value, key, item))
+        if not owners.foreign(value):
+            keeper.undo.append(functools.partial(_restore_class, value, dict(vars(value))))
     elif issubclass(kind, types.FunctionType):
         for cell in value.__closure__ or ():
             with contextlib.suppress(ValueError):  # an empty one
@@ -215,8 +224,8 @@ def _keep(node: _Node, keeper: Keeper, owners: Owners) -> None:
     elif not issubclass(kind, Tensor):
         keeper.mapping(reach.dictionary(value))
         for slot in reach.slots(kind):
-            with contextlib.suppress(AttributeError):
-                keeper.undo.append(functools.partial(setattr, value, slot, getattr(value, slot)))
+            with contextlib.suppress(AttributeError):  # nothing is there
+                keeper.undo.append(functools.partial(slot.__set__, value, slot.__get__(value)))
 
 
 def _set_item(place: Any, key: str, value: Any) -> None:
@@ -224,9 +233,13 @@ def _set_item(place: Any, key: str, value: Any) -> None:
         place[key] = value
 
 
-def _set_attribute(kind: type, key: str, value: Any) -> None:
-    if vars(kind).get(key) is not value:
-        setattr(kind, key, value)
+def _restore_class(kind: type, before: dict[str, Any]) -> None:
+    now = dict(vars(kind))
+    for key in now.keys() | before.keys():
+        if not key.startswith("__") and key not in before:
+            type.__delattr__(kind, key)
+        elif not key.startswith("__") and now.get(key, kind) is not before[key]:
+            type.__setattr__(kind, key, before[key])
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:

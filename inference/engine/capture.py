@@ -59,7 +59,7 @@ class Graph:
         for node in self.module.graph.nodes:
             if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
                 target = node.kwargs["out"] if "out" in node.kwargs else node.args[0]
-                while isinstance(target, fx.Node) and target.op == "call_function" and target.args:
+                while isinstance(target, fx.Node) and target.op == "call_function" and target.args and _same_memory(target):
                     target = target.args[0]
                 if target in places:
                     found[id(places[target])] = places[target]
@@ -117,6 +117,12 @@ def capture(
         if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()) and not _static_mask(node):
             raise Uncapturable(f"the shape of what {node.target} returns depends on values{reads.masked}")
     return graph
+
+
+def _same_memory(node: fx.Node) -> bool:
+    """Whether a node is its first operand by another name: a view of it, a part of several, or what was written into."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or any(argument.alias_info is not None for argument in schema.arguments)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import pickle
 import random
 import types
 import warnings
+import weakref
 import zlib
 from collections.abc import Callable, Collection, MutableMapping, Sequence
 from typing import Any
@@ -39,6 +40,20 @@ GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator
 _KEPT_ELEMENTS, _KEPT_IN_ALL = 32_000_000, 64_000_000
 
 
+def by_class[T](function: Callable[[Any], T]) -> Callable[[Any], T]:
+    """The function with its answers kept, for as long as the classes live that it is asked about."""
+    known: weakref.WeakKeyDictionary[Any, T] = weakref.WeakKeyDictionary()
+
+    def asked(kind: Any) -> T:
+        try:
+            return known[kind]
+        except KeyError:
+            known[kind] = answer = function(kind)
+            return answer
+
+    return asked
+
+
 def is_plain(value: Any) -> bool:
     """Whether a value is a number, a text or another that is compared as it is, or a tuple of such."""
     kind: Any = type(value)
@@ -49,8 +64,8 @@ def is_plain(value: Any) -> bool:
     return _is_plain_kind(kind)
 
 
-@functools.lru_cache(4096)
-def _is_plain_kind(kind: type) -> bool:
+@by_class
+def _is_plain_kind(kind: Any) -> bool:
     return issubclass(kind, _PLAIN)
 
 
@@ -96,8 +111,8 @@ def content(value: Any) -> Any:
         return value
     if issubclass(kind, dict):
         if all_plain(dict.keys(value)) and all_plain(dict.values(value)):
-            return list(dict.items(value))
-        return [(key if is_plain(key) else type(key), _item(item)) for key, item in dict.items(value)]
+            return list(pairs(value))
+        return [(key if is_plain(key) else type(key), _item(item)) for key, item in pairs(value)]
     if issubclass(kind, (set, frozenset)):
         distinct = set((set if issubclass(kind, set) else frozenset).__iter__(value))
         return len(distinct), distinct if all_plain(distinct) else {item for item in distinct if is_plain(item)}
@@ -115,9 +130,18 @@ def content(value: Any) -> Any:
         return bytes(value)
     if issubclass(kind, io.StringIO | io.BytesIO):
         return value.getvalue(), value.tell()
+    if issubclass(kind, types.FunctionType):
+        return value.__code__
+    if issubclass(kind, (types.BuiltinMethodType, types.MethodWrapperType)):
+        return value.__name__
     if issubclass(kind, types.GeneratorType):
         return None if value.gi_frame is None else value.gi_frame.f_lasti
     return _state(value) if issubclass(kind, GENERATORS) else None
+
+
+def pairs(value: Any) -> Any:
+    """Keys and values of a dictionary, whatever methods of its own a class of the user's gives it."""
+    return (collections.OrderedDict if issubclass(type(value), collections.OrderedDict) else dict).items(value)
 
 
 def _item(value: Any) -> Any:
@@ -199,6 +223,9 @@ class Keeper:
             for key, value in before.items():
                 if key not in place or place[key] is not value:
                     place[key] = value
+            if [key for key in place if key not in leave] != list(before):
+                for key in before:
+                    place[key] = place.pop(key)
 
         self.undo.append(put_back)
 
@@ -223,7 +250,7 @@ class Keeper:
             with torch.no_grad():
                 if not _shared(tensor, memory):
                     tensor.data = memory  # which `tensor.data = ...` had exchanged
-                if tensor._version != version or memory._version != version:
+                if not torch.equal(memory, before):  # versions do not tell of updates of .data, nor of batch norm's
                     tensor.copy_(before)
 
         self.undo.append(put_back)

@@ -25,21 +25,27 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from .contents import BUFFERS, GENERATORS, all_plain, is_iterator, is_plain
+from .contents import BUFFERS, GENERATORS, all_plain, by_class, is_iterator, is_plain, pairs
 from .places import is_library
 
 #: Objects that are looked at, numbers and texts not counted.
 MOST = 100_000
 
-_HOOKS = tuple(key for key, value in vars(nn.Module()).items() if key.endswith("_hooks") and isinstance(value, dict))
+HOOKS = tuple(key for key, value in vars(nn.Module()).items() if key.endswith("_hooks") and isinstance(value, dict))
 #: What modules keep of themselves.
-MODULE_INTERNALS = frozenset(vars(nn.Module())) | {"_pyro_name", "_pyro_context", "_pyro_params", "_pyro_samples"}
+MODULE_INTERNALS = (frozenset(vars(nn.Module())) - {"training"}) | {
+    "_pyro_name",
+    "_pyro_context",
+    "_pyro_params",
+    "_pyro_samples",
+}
 #: Packages whose objects keep nothing of a model's that matters here, or, as tensors, are looked at in ways of their own.
 _CLOSED = frozenset({"torch", "pyro", "bayeszoo", "numpy"})
+#: And those parts of them whose objects hold what a user gave them, or count.
+_OPEN = ("pyro.poutine", "pyro.distributions", "torch.distributions", "torch.utils.data", "torch.optim", "torch.quasirandom")
 CONTAINERS = (list, tuple, set, frozenset, dict, collections.deque)
 #: Of a logger: all other loggers, and where it writes to.
 _OF_ALL_LOGGERS = frozenset({"manager", "parent", "handlers", "_cache"})
-_ABSENT: Any = object()
 
 
 #: Under which label an object holds another: the name of an attribute, or a kind of place and what is there.
@@ -56,8 +62,8 @@ class Owners:
     """
 
     def __init__(self, parts: Sequence[Any]) -> None:
-        modules = [getattr(_function_of(part), "__module__", None) or type(part).__module__ for part in parts]
-        self.packages = {str(module).partition(".")[0] for module in modules} - _CLOSED - sys.stdlib_module_names
+        modules = {module for part in parts for module in _modules_of(part)}
+        self.packages = {module.partition(".")[0] for module in modules} - _CLOSED - sys.stdlib_module_names
         self._foreign: dict[type, bool] = {}
 
     def foreign(self, kind: type) -> bool:
@@ -75,11 +81,12 @@ class Owners:
 
     def foreign_module(self, module: types.ModuleType) -> bool:
         """Whether a module is a library's."""
-        if module.__name__.partition(".")[0] in self.packages:
+        held = dictionary(module)  # a module that is loaded when it is asked is not asked
+        name, file = str(held.get("__name__")), held.get("__file__")
+        if name.partition(".")[0] in self.packages:
             return False
-        file = getattr(module, "__file__", None)
         if file is None:
-            return module.__name__ in sys.builtin_module_names or module.__name__ in sys.stdlib_module_names
+            return name in sys.builtin_module_names or name in sys.stdlib_module_names
         return is_library(file)
 
     def of_another_library(self, kind: type) -> bool:
@@ -113,8 +120,9 @@ def children(value: Any, owners: Owners) -> Held:
     elif what == "function":
         yield from _of_function(value, owners)
     elif what == "method":
-        if not issubclass(type(value.__self__), (types.ModuleType, type, types.NoneType)):
-            yield ("part", "self"), value.__self__
+        holder = value.__self__
+        if not issubclass(type(holder), (types.ModuleType, types.NoneType)):
+            yield ("part", "self"), holder
         if kind is types.MethodType:
             yield ("part", "func"), value.__func__
     elif what == "partial":
@@ -129,7 +137,7 @@ def children(value: Any, owners: Owners) -> Held:
         yield from _of_class(value, owners)
     elif what == "namespace":
         if not owners.foreign_module(value):
-            yield from ((key, item) for key, item in vars(value).items() if not key.startswith("__"))
+            yield from ((key, item) for key, item in dict(dictionary(value)).items() if not key.startswith("__"))
     elif what == "reference":
         yield ("part", 0), value.__repr__.__self__ if kind in weakref.ProxyTypes else value()
     elif what == "variable":
@@ -141,10 +149,12 @@ def children(value: Any, owners: Owners) -> Held:
             yield from _of_object(value)
         elif kind.__module__.partition(".")[0] in sys.stdlib_module_names:
             yield from _of_library(value)
+        elif kind.__module__.startswith(_OPEN) and kind.__name__ != "Trace":
+            yield from dict(dictionary(value)).items()
 
 
-@functools.lru_cache(4096)
-def _what(kind: type) -> str:
+@by_class
+def _what(kind: Any) -> str:
     """How objects of a class are entered."""
     named: dict[str, tuple[type, ...]] = {
         "tensor": (Tensor,),
@@ -167,12 +177,12 @@ def _what(kind: type) -> str:
 
 def name_of(label: Label, holder: str) -> str:
     """How messages call what `holder` has under a label."""
-    if not isinstance(label, tuple):
+    if not isinstance(label, tuple) or len(label) < 2:
         return f"{holder}.{label}".lstrip(".")
     place, key = label[:2]
     if place in ("variable", "class"):
         return key.__name__ if isinstance(key, type) else str(key)
-    if place in _HOOKS:
+    if place in HOOKS:
         return f"{holder}.{place.strip('_')}".lstrip(".")
     if place in ("item", "key"):
         return f"{holder}.{key}" if isinstance(key, str) else f"{holder}[{key}]"
@@ -184,10 +194,10 @@ def _items(value: Any) -> Held:
     if issubclass(type(value), dict):
         if all_plain(dict.keys(value)) and all_plain(dict.values(value)):
             return
-        for k, (key, item) in enumerate(dict.items(value)):
+        for k, (key, item) in enumerate(pairs(value)):
             plain = is_plain(key)
             if not (plain and is_plain(item)):
-                yield ("item", key if plain else k), item
+                yield ("item", key) if plain else ("item", k, "of an object"), item
             if not plain:
                 yield ("key", k), key
         return
@@ -200,7 +210,9 @@ def _items(value: Any) -> Held:
 def _of_module(module: nn.Module) -> Held:
     yield from ((k, v) for k, v in vars(module).items() if k not in MODULE_INTERNALS and not k.startswith("__"))
     yield from (module._buffers | module._parameters | module._modules).items()
-    for hooks in _HOOKS:
+    for key, sample in vars(module).get("_pyro_samples", {}).items():
+        yield key, dictionary(sample).get("prior")
+    for hooks in HOOKS:
         yield from (((hooks, k), hook) for k, hook in enumerate(vars(module).get(hooks, {}).values()))
 
 
@@ -225,8 +237,9 @@ def mentioned(function: types.FunctionType, owners: Owners) -> Iterator[tuple[di
     for key in sorted(names):
         if key in places:
             yield places, key
-        elif key in sys.modules:
-            yield sys.modules, key
+        else:
+            inner = f"{places.get('__package__')}.{key}"
+            yield from ((sys.modules, name) for name in (key, inner) if name in sys.modules)
     if "environ" in names and any(places.get(key) is os for key in names):
         yield vars(os), "environ"
 
@@ -237,13 +250,15 @@ def _of_class(value: type, owners: Owners) -> Held:
         if owners.foreign(kind):
             continue
         for key, item in dict(vars(kind)).items():
-            if isinstance(item, (staticmethod, classmethod)):
+            if issubclass(type(item), (staticmethod, classmethod)):
                 item = item.__func__
-            for part in (item.fget, item.fset) if isinstance(item, property) else (getattr(item, "func", None), item):
-                if isinstance(part, types.FunctionType):
-                    yield ("class", f"{kind.__name__}.{key}", kind, part is item), part
-            if not key.startswith("__") and key != "_abc_impl" and not isinstance(item, (types.FunctionType, property)):
-                yield ("class", f"{kind.__name__}.{key}", kind), item
+            name = f"{kind.__name__}.{key}"
+            if issubclass(type(item), property):
+                yield from ((("class", name, kind, k), part) for k, part in enumerate((item.fget, item.fset, item.fdel)))
+            elif issubclass(type(item), (functools.cached_property, functools.partialmethod)):
+                yield ("class", name, kind), item.func
+            elif issubclass(type(item), types.FunctionType) or (not key.startswith("__") and key != "_abc_impl"):
+                yield ("class", name, kind), item
 
 
 def _of_object(value: Any) -> Held:
@@ -253,11 +268,9 @@ def _of_object(value: Any) -> Held:
 
 
 def _in_slots(value: Any) -> Held:
-    kind: Any = type(value)
-    for slot in slots(kind):
-        found = getattr(value, slot, _ABSENT)
-        if found is not _ABSENT:
-            yield slot, found
+    for slot in slots(type(value)):
+        with contextlib.suppress(AttributeError):  # nothing is there
+            yield slot.__name__, slot.__get__(value)
 
 
 def _of_library(value: Any) -> Held:
@@ -300,12 +313,16 @@ def dictionary(value: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-@functools.lru_cache(4096)
-def slots(kind: type) -> tuple[str, ...]:
-    """The names of attributes that no dictionary holds."""
-    found = [vars(part).get("__slots__", ()) for part in kind.__mro__]
-    names = {slot for some in found for slot in ((some,) if isinstance(some, str) else some)}
-    return tuple(sorted(names - {"__dict__", "__weakref__"}))
+def slots(kind: Any) -> Iterator[Any]:
+    """The descriptors of attributes that no dictionary holds."""
+    for name in _slot_names(kind):
+        yield type.__getattribute__(kind, name)
+
+
+@by_class
+def _slot_names(kind: Any) -> tuple[str, ...]:
+    parts = [vars(part) for part in kind.__mro__ if "__slots__" in vars(part)]
+    return tuple(name for part in parts for name, item in part.items() if type(item) is types.MemberDescriptorType)
 
 
 @functools.lru_cache(4096)
@@ -315,8 +332,22 @@ def _names(code: types.CodeType) -> frozenset[str]:
     return frozenset(code.co_names).union(*inner)
 
 
-def _function_of(part: Any) -> Any:
-    """The function that a partial or a bound method calls."""
-    while isinstance(part, (functools.partial, types.MethodType)):
-        part = part.func if isinstance(part, functools.partial) else part.__func__
-    return part
+def _modules_of(part: Any, depth: int = 0) -> Iterator[str]:
+    """The names of the modules that a model and what it is wrapped around come from."""
+    kind: Any = type(part)
+    if issubclass(kind, nn.Module):
+        yield from {type(module).__module__ for module in part.modules()}
+    elif issubclass(kind, functools.partial):
+        yield from _modules_of(part.func, depth)
+    elif issubclass(kind, types.MethodType):
+        yield from _modules_of(part.__func__, depth)
+    elif issubclass(kind, types.FunctionType):
+        yield str(part.__module__)
+        for cell in (part.__closure__ or ()) if depth < 4 else ():
+            with contextlib.suppress(ValueError):  # an empty one
+                if callable(cell.cell_contents):
+                    yield from _modules_of(cell.cell_contents, depth + 1)
+    else:
+        yield kind.__module__
+        if "fn" in dictionary(part) and depth < 4:
+            yield from _modules_of(dictionary(part)["fn"], depth + 1)

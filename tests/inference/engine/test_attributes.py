@@ -10,6 +10,7 @@ import dataclasses
 import decimal
 import enum
 import functools
+import gc
 import io
 import itertools
 import logging
@@ -387,6 +388,136 @@ def test_what_moves_is_put_back(where: str) -> None:
         step()
         assert before.changed()
     assert before.changed() == ""
+
+
+class Settings(dict[str, int]):
+    """Whose items are attributes; what it lacks raises a KeyError."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Behind:
+    """Counts behind a slot with a private name, a property that can be set, and a method of the class."""
+
+    __slots__ = ("__n",)
+    settings = Settings(n=0)
+    history: tuple[int, ...] = ()
+    total = 0
+
+    def __init__(self) -> None:
+        self.__n = 0
+
+    def tick(self) -> None:
+        self.__n += 1
+
+    def lengthen(self) -> None:
+        Behind.history = (*Behind.history, 1)
+
+    @property
+    def level(self) -> int:
+        return _levels[0]
+
+    @level.setter
+    def level(self, value: int) -> None:
+        raise AttributeError
+
+    @classmethod
+    def count(cls) -> None:
+        cls.total += 1
+
+
+_levels, _behind, _turns = [0], Behind(), collections.OrderedDict(a=[1], b=[2])
+
+
+def _one(x: Tensor) -> Tensor:
+    return x
+
+
+def _two(x: Tensor) -> Tensor:
+    return x + 1
+
+
+def _turning() -> dict[str, Any]:
+    """What takes more than one look to see."""
+    shapes, net, normed = {"f": _one}, torch.nn.Sequential(torch.nn.Linear(1, 1)), torch.nn.BatchNorm1d(1)
+    prior, marked, buffer = {"p": dist.Normal(torch.zeros(()), 1.0)}, torch.nn.Parameter(torch.zeros(1)), torch.zeros(3)
+    marked.n = 0  # type: ignore[attr-defined]
+    reparametrised = pyro.poutine.reparam(_counts_at_a_site, config={})
+
+    def add_a_hook() -> None:
+        net[0].register_forward_hook(_hook)
+
+    return {
+        "another function": lambda: shapes.update(f=_two if shapes["f"] is _one else _one),
+        "a function of torch's": lambda: shapes.update(f=torch.relu if shapes["f"] is torch.tanh else torch.tanh),
+        "a private slot": _behind.tick,
+        "a tuple of the class": _behind.lengthen,
+        "a method of the class": Behind.count,
+        "turns in an ordered dictionary": lambda: _turns.move_to_end(next(iter(_turns))),
+        "a prior of another family": lambda: prior.update(p=dist.Cauchy(0.0, 1.0)),
+        "training switched": lambda: net.train(not net.training),
+        "a hook": add_a_hook,
+        "a layer put in": lambda: net.append(torch.nn.Identity()),
+        "a parameter's attribute": lambda: _tick(marked),
+        "a model in a handler": reparametrised,
+        "batch norm": lambda: normed(torch.rand(5, 1)),
+        "a buffer's data": lambda: buffer.data.add_(1),
+    }
+
+
+def _hook(*_: Any) -> None:
+    return None
+
+
+def _counts_at_a_site() -> None:
+    _levels[0] += 1
+    pyro.sample("a", dist.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize("where", _turning())
+def test_what_is_kept_in_unusual_places_is_seen_and_put_back(where: str) -> None:
+    step = _turning()[where]
+    before = attributes.Attributes([step])
+    values = [t.detach().clone() for t in _tensors_of(step)]
+    with attributes.kept_attributes([step]):
+        step()
+        if where not in ("batch norm", "a buffer's data"):  # which graphs see
+            assert before.changed()
+    assert before.changed() == ""
+    assert all(torch.equal(a, b) for a, b in zip(values, _tensors_of(step), strict=True))
+
+
+def _tensors_of(step: Any) -> list[Tensor]:
+    held = [cell.cell_contents for cell in getattr(step, "__closure__", None) or ()]
+    return [
+        t
+        for h in held
+        for t in ([h] if isinstance(h, Tensor) else h.state_dict().values() if isinstance(h, torch.nn.Module) else [])
+    ]
+
+
+def test_classes_are_not_kept_alive() -> None:
+    class Local:
+        __slots__ = ("n",)
+
+    attributes.Attributes([functools.partial(print, [Local()])])
+    there = weakref.ref(Local)
+    del Local
+    gc.collect()
+    assert there() is None
+
+
+def test_modules_that_load_when_they_are_asked_are_not_asked() -> None:
+    class Lazy(types.ModuleType):
+        def __getattribute__(self, name: str) -> Any:
+            raise RuntimeError("loaded")
+
+    held = {"lazy": Lazy("lazy"), "plain": types.SimpleNamespace()}
+    vars(held["plain"])[("a", 1)] = [1]  # type: ignore[index]
+    vars(held["plain"])[("a",)] = [1]  # type: ignore[index]
+    before = attributes.Attributes([lambda: held])
+    vars(held["plain"])[("a",)].append(2)  # type: ignore[index]
+    assert before.changed()
 
 
 @pytest.mark.parametrize("make", [lambda: iter([1, 2]), lambda: (k for k in range(3)), itertools.count])
