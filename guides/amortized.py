@@ -250,6 +250,36 @@ class PerDatum(LocalPosterior):
         return part
 
 
+def feature_count(network: Any, seen: Tensor, names: Sequence[str]) -> int:
+    """How many features the body of an inference network puts out.
+
+    Args:
+        network: from observations to features `(N, H)`.
+        seen: one or two observations.
+        names: what they are called together.
+
+    Raises:
+        ValueError: it takes others, or puts out anything but features.
+    """
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"the body of an inference network is a torch.nn.Module, got {type(network).__name__}")
+    try:
+        with torch.no_grad():
+            out: Tensor = network(seen)
+    except RuntimeError as error:
+        other = ", or use guide='semi_supervised' for SemiSupervisedVAE" if {"x", "y"} <= set(names) else ""
+        raise ValueError(
+            f"the body of the inference network does not take {' and '.join(names)} of an observation, {tuple(seen.shape[1:])} numbers "
+            f"({str(error).splitlines()[0]}); give one that does, guide_options={{'network': ...}}{other}"
+        ) from error
+    if out.dim() != 2 or len(out) != len(seen):
+        raise ValueError(
+            f"the body of an inference network puts out features (N, H), and this one puts out {tuple(out.shape)} for {len(seen)} "
+            "observations; end it with nn.Flatten()"
+        )
+    return int(out.shape[1])
+
+
 class Features(nn.Module):
     """What an inference network sees of each observation: inputs and observed values, through a body of hidden layers."""
 
@@ -268,11 +298,6 @@ class Features(nn.Module):
         self.names = list(rows)
         own = getattr(model, "inference_network", None)
         if network is None and own is not None:
-            if len(rows) > 1:
-                raise ValueError(
-                    f"an inference network looks at all of an observation, {' and '.join(rows)}, and the model's own takes one of them; use "
-                    "guide='semi_supervised' for SemiSupervisedVAE, else give guide_options={'network': ...}"
-                )
             network = own()
         self.pictures = network is not None
         if network is None:
@@ -285,20 +310,7 @@ class Features(nn.Module):
         # One scale for all, so that a pixel which is nearly always black does not shout.
         self.register_buffer("center", seen.mean(0))
         self.register_buffer("scale", (seen - seen.mean(0)).square().mean().sqrt().clamp_min(1e-6))
-        try:
-            with torch.no_grad():
-                out = self.network(((seen[:2] - self.center) / self.scale).to(seen.dtype))
-        except RuntimeError as error:
-            raise ValueError(
-                f"the body of the inference network does not take {', '.join(self.names)} of an observation, {tuple(seen.shape[1:])} numbers "
-                f"({str(error).splitlines()[0]}); give one that does, guide_options={{'network': ...}}"
-            ) from error
-        if out.dim() != 2 or len(out) != len(seen[:2]):
-            raise ValueError(
-                f"the body of an inference network puts out features (N, H), and this one puts out {tuple(out.shape)} for {len(seen[:2])} "
-                "observations; end it with nn.Flatten()"
-            )
-        self.size = int(out.shape[1])
+        self.size = feature_count(self.network, ((seen[:2] - self.center) / self.scale).to(seen.dtype), self.names)
 
     def _seen(self, values: Mapping[str, Any]) -> Tensor:
         if len(self.names) == 1 and self.pictures:

@@ -22,7 +22,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ..inference.target.program import DATA_PLATE, BoundData, describe
-from .amortized import positive
+from .amortized import feature_count, positive
 
 #: Log odds of a known class: the probability of any other is zero in any precision.
 _SURE = 1e4
@@ -67,7 +67,7 @@ class SemiSupervised(PyroModule):
         self.class_body = model.inference_network() if network is None else network
         self.register_buffer("center", x.mean(0))
         self.register_buffer("scale", (x - x.mean(0)).square().mean().sqrt().clamp_min(1e-6))
-        width, features = (_features(body, x[:2]) for body in (self.body, self.class_body))
+        width, features = (feature_count(body, x[:2], ["x"]) for body in (self.body, self.class_body))
         self.classifier = nn.Linear(features, self.classes)
         self.style = nn.Linear(width + self.classes, 2 * latents)
         with torch.no_grad():  # begins near a standard normal and a fair classifier
@@ -108,25 +108,6 @@ class SemiSupervised(PyroModule):
 
     def _seen(self, x: Tensor) -> Tensor:
         return (x - self.center) / self.scale
-
-
-def _features(body: Any, x: Tensor) -> int:
-    """How many numbers a body puts out for each of two pictures.
-
-    Raises:
-        ValueError: it takes other pictures, or puts out anything but features.
-    """
-    wanted = f"network takes the body of q(c | x), a torch.nn.Module from pictures (N, {', '.join(map(str, x.shape[1:]))}) to features (N, H)"
-    if not isinstance(body, nn.Module):
-        raise ValueError(f"{wanted}, got {type(body).__name__}")
-    try:
-        with torch.no_grad():
-            out: Tensor = body(x)
-    except RuntimeError as error:
-        raise ValueError(f"{wanted}; this one takes others ({str(error).splitlines()[0]})") from error
-    if out.dim() != 2 or len(out) != len(x):
-        raise ValueError(f"{wanted}; this one puts out {tuple(out.shape)} for {len(x)} of them, end it with nn.Flatten()")
-    return out.shape[1]
 
 
 def _one_hot(c: Tensor, classes: int, like: Tensor) -> Tensor:

@@ -182,7 +182,7 @@ def reached(run: Mapping[str, Any]) -> str:
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
     """Bars of log p(x) and ELBO, the paper a line."""
-    figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(max(5.0, 0.95 * len(found)), 3.2), layout="constrained")
     for place, run in enumerate(found.values()):
         axes.plot(place, run["log_p"], "o", color="C0", label="log p(x)" if not place else None)
         axes.plot(place, run["elbo"], "s", color="C1", label="ELBO" if not place else None)

@@ -41,9 +41,9 @@ class Attributes:
         self.parts = parts
         self.picture = _Picture(parts)
 
-    def changed(self) -> str:
-        """The name of one that can be compared and holds something else by now; empty if none does."""
-        for before, now in self.picture.beside(_Picture(self.parts)):
+    def changed(self, after: Attributes | None = None) -> str:
+        """The name of one that can be compared and holds something else by then, or now; empty if none does."""
+        for before, now in self.picture.beside((after or Attributes(self.parts)).picture):
             if _kind(before.value) != _kind(now.value) or not same(before.content, now.content):
                 return before.name
             for label in before.plain.keys() | now.plain.keys():
@@ -53,10 +53,10 @@ class Attributes:
                 return reach.name_of(label, before.name)
         return ""
 
-    def replaced(self, read: Iterable[Tensor]) -> str:
-        """The name of one that held a tensor that was read, and holds another, or one with other memory, by now; empty if none does."""
+    def replaced(self, read: Iterable[Tensor], after: Attributes | None = None) -> str:
+        """The name of one that held a tensor that was read, and holds another, or one with other memory, by then; empty if none does."""
         was_read = {id(t) for t in read}
-        for before, now in self.picture.beside(_Picture(self.parts)):
+        for before, now in self.picture.beside((after or Attributes(self.parts)).picture):
             kept = before.value
             if (
                 issubclass(type(kept), Tensor)
@@ -67,30 +67,28 @@ class Attributes:
         return ""
 
 
-def lasting(parts: Sequence[Any]) -> str:
-    """The name of something that a step may move and nothing sends back, an iterator; empty if there is none."""
-    return next((node.name for node in _Picture(parts, values=False).nodes if is_iterator(type(node.value))), "")
-
-
 @contextlib.contextmanager
-def kept_attributes(parts: Sequence[Any]) -> Iterator[None]:
+def kept_attributes(parts: Sequence[Any]) -> Iterator[str]:
     """Puts everything back that a model and a guide keep in Python, as if the steps inside had not been run.
+
+    Yields:
+        The name of something that a step may move and nothing sends back, an iterator; empty if there is none.
 
     Raises:
         Unwatched: there are more objects than are looked at, or a tensor that is too large to be copied was updated.
     """
-    keeper, picture = Keeper(), _Picture(parts, values=False)
+    keeper, picture, large = Keeper(), _Picture(parts, values=False), []
     for node in picture.nodes:
         with contextlib.suppress(Exception):  # an object that cannot be looked at
-            _keep(node, keeper, picture.owners)
+            if not _keep(node.value, keeper, picture.owners):
+                large.append((node, node.value._version))
     try:
-        yield
-    except BaseException:
+        yield next((node.name for node in picture.nodes if is_iterator(type(node.value))), "")
+    finally:
         keeper.put_back()
-        raise
-    large = keeper.put_back()
-    if large is not None:
-        raise Unwatched(f"the model updates the tensor '{large.name}', which is too large to be put back after a trial")
+    for node, version in large:
+        if node.value._version != version:
+            raise Unwatched(f"the model updates the tensor '{node.name}', which is too large to be put back after a trial")
 
 
 @dataclass(slots=True, eq=False)
@@ -195,20 +193,20 @@ def _memory(tensor: Tensor) -> int:
         return 0
 
 
-def _keep(node: _Node, keeper: Keeper, owners: Owners) -> None:
-    """Remembers one object, and the places in it that hold others."""
-    value = node.value
+def _keep(value: Any, keeper: Keeper, owners: Owners) -> bool:
+    """Remembers one object, and the places in it that hold others; False for a tensor that is too large."""
     kind: Any = type(value)
     if issubclass(kind, Tensor):
         keeper.mapping(vars(value))
-    if issubclass(kind, nn.Parameter) and value.requires_grad:
-        return  # whoever runs a step knows their values
-    keeper.keep(node, value)
+        # Whoever runs a step knows the values of what it trains.
+        return (issubclass(kind, nn.Parameter) and value.requires_grad) or keeper.tensor(value)
+    keeper.keep(value)
     if issubclass(kind, nn.Module):
         keeper.mapping(vars(value), MODULE_INTERNALS)
         keeper.mapping(value._buffers)
         keeper.mapping(value._parameters)
         keeper.mapping(value._modules)
+        keeper.mapping(vars(value).get("_pyro_samples", {}))
         for hooks in reach.HOOKS:
             keeper.mapping(vars(value)[hooks])
     elif issubclass(kind, type):
@@ -221,11 +219,12 @@ def _keep(node: _Node, keeper: Keeper, owners: Owners) -> None:
         for place, key in reach.mentioned(value, owners):
             keeper.undo.append(functools.partial(_set_item, place, key, place[key]))
         keeper.mapping(vars(value))
-    elif not issubclass(kind, Tensor):
+    else:
         keeper.mapping(reach.dictionary(value))
         for slot in reach.slots(kind):
             with contextlib.suppress(AttributeError):  # nothing is there
                 keeper.undo.append(functools.partial(slot.__set__, value, slot.__get__(value)))
+    return True
 
 
 def _set_item(place: Any, key: str, value: Any) -> None:

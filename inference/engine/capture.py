@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import operator
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -59,7 +60,7 @@ class Graph:
         for node in self.module.graph.nodes:
             if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
                 target = node.kwargs["out"] if "out" in node.kwargs else node.args[0]
-                while isinstance(target, fx.Node) and target.op == "call_function" and target.args and _same_memory(target):
+                while isinstance(target, fx.Node) and target.op == "call_function" and target.args and is_view(target):
                     target = target.args[0]
                 if target in places:
                     found[id(places[target])] = places[target]
@@ -103,12 +104,13 @@ def capture(
         raise reads.refused
     if _generators() != generators:
         raise Uncapturable(f"the model draws from Python's or NumPy's random generator{_line_of_generator(step)}")
-    changed = attributes.changed()
+    after = Attributes(modules)
+    changed = attributes.changed(after)
     if changed:
         raise Uncapturable(f"the attribute '{changed}' changes at every call, and a graph holds one value of it")
     graph = _lift(module)
     reads.check_updates(graph.updated())
-    replaced = attributes.replaced(graph.inputs)
+    replaced = attributes.replaced(graph.inputs, after)
     if replaced:
         raise Uncapturable(
             f"the attribute '{replaced}' is another tensor after every call, and a graph holds one; update it in place (copy_, add_)"
@@ -119,10 +121,11 @@ def capture(
     return graph
 
 
-def _same_memory(node: fx.Node) -> bool:
-    """Whether a node is its first operand by another name: a view of it, a part of several, or what was written into."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is None or any(argument.alias_info is not None for argument in schema.arguments)
+def is_view(node: fx.Node) -> bool:
+    """Whether a node shares the memory of an operand."""
+    source = node.args[0] if node.target is operator.getitem else node
+    schema = getattr(getattr(source, "target", None), "_schema", None)
+    return schema is not None and any(argument.alias_info is not None for argument in schema.arguments)
 
 
 @contextlib.contextmanager
@@ -263,9 +266,8 @@ class _Reads(TorchFunctionMode):
             operation = "torch.where with a condition alone"
         if operation is None:
             return func(*args, **kwargs)
-        where, known = f"{operation}{here()}", len(self.sources)
+        where = f"{operation}{here()}"
         if any(self._changes(t, where) for t in tensors_in((args, kwargs))):
-            del self.sources[known:]
             kind = "its value differs" if func in _READS else "the shape of its result differs"
             self.refused = Uncapturable(
                 f"{operation} is used on a tensor that depends on draws, parameters or the batch, so {kind} from step to step{here()}"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .attributes import Unwatched, kept_attributes, lasting
+from .attributes import Unwatched, kept_attributes
 from .capture import Graph, Uncapturable, capture, explain, run_on
 from .inductor import Compiled, compile_graph, compiler_lock, lacking_compiler, prepared
 from .invariants import hoist
@@ -101,15 +101,16 @@ class Compiler:
         reason = lacking_compiler(loop.leaves[0].device)
         if reason:
             raise Uncapturable(reason)
-        moving = lasting(self.modules) if self.mode == "auto" else ""
-        if moving:
-            raise Uncapturable(f"'{moving}' is an iterator, which a trial may move and nothing sends back (compile=True tries)")
         if _has_hooks(loop.optimizer):
             raise Uncapturable("the optimiser has hooks, or a step of its own, whose Python a graph would not run")
         try:
             step = Step(loop, self.modules, self.streamed)
             with prepared(loop.leaves[0].device), kept_generators():
-                with kept_attributes(self.modules):
+                with kept_attributes(self.modules) as moving:
+                    if moving and self.mode == "auto":
+                        raise Uncapturable(
+                            f"'{moving}' is an iterator, which a trial may move and nothing sends back (compile=True tries)"
+                        )
                     graph = step.capture()
                     step.find_disturbance()
                     if self.mode == "auto" and graph.size > LARGEST:
@@ -136,9 +137,9 @@ def _has_hooks(optimizer: Any) -> bool:
 def _nodes(loop: Loop, modules: Sequence[Any]) -> int:
     """Size of the autograd graph of one step, which leaves the modules as they were; a guess where no step can be taken back."""
     try:
-        if lasting(modules):
-            return _TYPICAL
-        with kept_generators(), kept_attributes(modules):
+        with kept_generators(), kept_attributes(modules) as moving:
+            if moving:
+                return _TYPICAL
             surrogate, _ = loop.evaluate(loop.batch(loop.tables.rows[0].index), loop.tables.rows[0])
     except Unwatched:
         return _TYPICAL

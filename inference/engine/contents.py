@@ -181,15 +181,11 @@ class Keeper:
     def __init__(self) -> None:
         self.undo: list[Callable[[], None]] = []
         self.left = _KEPT_IN_ALL
-        #: Tensors that are too large to be kept, with what they were called and their version.
-        self.large: list[tuple[Any, Tensor, int]] = []
 
-    def keep(self, name: Any, value: Any) -> None:
-        """Remembers one object, and not what the objects in it hold; `name` is given back by `put_back`."""
+    def keep(self, value: Any) -> None:
+        """Remembers what an object holds, and not what the objects in it do."""
         kind = type(value)
-        if issubclass(kind, Tensor):
-            self._tensor(name, value)
-        elif issubclass(kind, dict):
+        if issubclass(kind, dict):
             self.mapping(value)
         elif issubclass(kind, (list, set, collections.deque)):
             base = next(base for base in (list, set, collections.deque) if issubclass(kind, base))
@@ -229,20 +225,18 @@ class Keeper:
 
         self.undo.append(put_back)
 
-    def put_back(self) -> Any:
-        """Undoes what has happened since; the name of a tensor that was updated and cannot be, or None."""
+    def put_back(self) -> None:
+        """Undoes what has happened since."""
         for undo in self.undo:
             with contextlib.suppress(Exception):  # what cannot be written to, a frozen dictionary say, has not changed
                 undo()
-        return next((name for name, tensor, version in self.large if tensor._version != version), None)
 
-    def _tensor(self, name: Any, tensor: Tensor) -> None:
+    def tensor(self, tensor: Tensor) -> bool:
+        """Remembers a tensor's values; False where there are too many."""
         if tensor.is_inference():
-            return
-        version = tensor._version
+            return True
         if tensor.numel() > min(_KEPT_ELEMENTS, self.left):
-            self.large.append((name, tensor, version))
-            return
+            return False
         self.left -= tensor.numel()
         before, memory = tensor.detach().clone(), tensor.detach()
 
@@ -254,6 +248,7 @@ class Keeper:
                     tensor.copy_(before)
 
         self.undo.append(put_back)
+        return True
 
 
 def _shared(a: Tensor, b: Tensor) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from .broadcasts import COSTLY
-from .capture import Graph
+from .capture import Graph, is_view
 
 #: Operations that are worth a tensor in memory, beside reductions and costly elementwise functions.
 _PRODUCTS = {
@@ -65,7 +65,7 @@ def hoist(graph: Graph, fixed: Collection[int]) -> Graph:
             meta = node.meta.get("tensor_meta")
             size = meta.shape.numel() if hasattr(meta, "shape") else most + 1
             # A view is a way of reading: kept is what it reads, as it lies in memory.
-            if node not in costly or _is_view(node) or size > min(most, room):
+            if node not in costly or is_view(node) or size > min(most, room):
                 constant.remove(node)
             else:
                 kept.append(node)
@@ -82,13 +82,6 @@ def _pure(node: fx.Node) -> bool:
     # Batch norm in training writes its running statistics without saying so.
     unsaid = "empty" in name or ("batch_norm" in name and any(argument is True for argument in node.args))
     return not (unsaid or target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags)
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether a node shares the memory of an operand."""
-    source = node.args[0] if node.target is operator.getitem else node
-    schema = getattr(getattr(source, "target", None), "_schema", None)
-    return schema is not None and any(argument.alias_info is not None for argument in schema.arguments)
 
 
 def _costly(node: fx.Node) -> bool:

@@ -1,8 +1,8 @@
 """What a model and a guide can reach in Python: attributes, closures, globals, and what these hold in turn.
 
 Followed is what belongs to the user: modules, functions with the globals that they mention, classes, objects and containers of any
-depth. Torch, Pyro, NumPy and this package keep nothing for a model, so their objects are not entered; other libraries' objects are
-seen as a whole (`contents.pickled`).
+depth. Of torch, Pyro and NumPy only what holds things for a user is entered (handlers, distributions, data loaders, optimisers), of this
+package nothing; other libraries' objects are seen as a whole (`contents.pickled`).
 """
 
 from __future__ import annotations
@@ -39,14 +39,21 @@ MODULE_INTERNALS = (frozenset(vars(nn.Module())) - {"training"}) | {
     "_pyro_params",
     "_pyro_samples",
 }
-#: Packages whose objects keep nothing of a model's that matters here, or, as tensors, are looked at in ways of their own.
+#: Packages whose objects are not entered.
 _CLOSED = frozenset({"torch", "pyro", "bayeszoo", "numpy"})
-#: And those parts of them whose objects hold what a user gave them, or count.
-_OPEN = ("pyro.poutine", "pyro.distributions", "torch.distributions", "torch.utils.data", "torch.optim", "torch.quasirandom")
+#: But for these parts, whose objects hold what a user gave them, or count.
+_OPEN = (
+    "pyro.poutine",
+    "pyro.distributions",
+    "pyro.nn",
+    "torch.distributions",
+    "torch.utils.data",
+    "torch.optim",
+    "torch.quasirandom",
+)
 CONTAINERS = (list, tuple, set, frozenset, dict, collections.deque)
 #: Of a logger: all other loggers, and where it writes to.
 _OF_ALL_LOGGERS = frozenset({"manager", "parent", "handlers", "_cache"})
-
 
 #: Under which label an object holds another: the name of an attribute, or a kind of place and what is there.
 type Label = Hashable
@@ -170,7 +177,7 @@ def _what(kind: Any) -> str:
         "namespace": (types.ModuleType,),
         "reference": (weakref.ref, *weakref.ProxyTypes),
         "variable": (contextvars.ContextVar,),
-        "iterator": tuple({kind} if is_iterator(kind) else ()),
+        "iterator": (kind,) if is_iterator(kind) else (),
     }
     return next((name for name, kinds in named.items() if issubclass(kind, kinds)), "object")
 
@@ -210,8 +217,7 @@ def _items(value: Any) -> Held:
 def _of_module(module: nn.Module) -> Held:
     yield from ((k, v) for k, v in vars(module).items() if k not in MODULE_INTERNALS and not k.startswith("__"))
     yield from (module._buffers | module._parameters | module._modules).items()
-    for key, sample in vars(module).get("_pyro_samples", {}).items():
-        yield key, dictionary(sample).get("prior")
+    yield from vars(module).get("_pyro_samples", {}).items()  # the priors of a PyroModule's weights
     for hooks in HOOKS:
         yield from (((hooks, k), hook) for k, hook in enumerate(vars(module).get(hooks, {}).values()))
 
@@ -338,7 +344,9 @@ def _modules_of(part: Any, depth: int = 0) -> Iterator[str]:
     if issubclass(kind, nn.Module):
         yield from {type(module).__module__ for module in part.modules()}
     elif issubclass(kind, functools.partial):
-        yield from _modules_of(part.func, depth)
+        for held in (part.func, *part.args, *part.keywords.values()) if depth < 4 else ():
+            if callable(held):
+                yield from _modules_of(held, depth + 1)
     elif issubclass(kind, types.MethodType):
         yield from _modules_of(part.__func__, depth)
     elif issubclass(kind, types.FunctionType):

@@ -58,8 +58,9 @@ def record(fit: Fit, n: int = 4000) -> dict[str, Any]:
 
 def _summary(fit: Fit, name: str, values: Tensor) -> dict[str, Any] | None:
     """What JSON tells of a latent's draws `(n, *shape)`: mean and sd, of categories (whose numbers have no mean) how often each was drawn."""
-    if fit.program.latents[name].discrete:
-        states = fit.program.latents[name].distribution.enumerate_support(expand=False).flatten().to(values)
+    site = fit.program.latents[name]
+    if site.discrete and not site.event_dim:
+        states = site.distribution.enumerate_support(expand=False).flatten().to(values)
         if len(states) > 2:
             if len(states) * values[0].numel() > MOST_VALUES:
                 return None

@@ -286,12 +286,12 @@ def test_what_is_refused() -> None:
         "partly_labelled": lambda: data.partly_labelled([0]),
         "alpha weighs .* got 'a'": lambda: fitted(data, guide_options={"alpha": "a"}),
         "alpha weighs .* got inf": lambda: fitted(data, guide_options={"alpha": float("inf")}),
-        r"pictures \(N, 6\) to features .* takes others": lambda: fitted(
+        r"does not take x of an observation, \(6,\) numbers": lambda: fitted(
             data, guide_options={"network": torch.nn.Linear(5, 3)}
         ),
-        r"pictures \(N, 6\) .* got str": lambda: fitted(data, guide_options={"network": "mlp"}),
+        "is a torch.nn.Module, got str": lambda: fitted(data, guide_options={"network": "mlp"}),
         r"puts out \(2, 6, 1\)": lambda: fitted(data, guide_options={"network": torch.nn.Unflatten(1, (6, 1))}),
-        "x and y, .* use guide='semi_supervised'": lambda: bz.fit(
+        "does not take x and y .* use guide='semi_supervised'": lambda: bz.fit(
             bz.models.SemiSupervisedVAE(6, K), data, "amortized", progress=False
         ),
         "class 1 has no labelled picture": lambda: fitted(pictures(labelled=1, rows=3)),
