@@ -16,10 +16,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import reach
-from .contents import Keeper, content, is_iterator, is_plain, pickled, same
+from .contents import Keeper, checksum, content, is_iterator, is_plain, pickled, same
 from .reach import MODULE_INTERNALS, Label, Owners, children
 
 
@@ -48,9 +49,9 @@ class Attributes:
                 return before.name
             for label in before.plain.keys() | now.plain.keys():
                 if not same(before.plain.get(label, before), now.plain.get(label, before)):
-                    return reach.name_of(label, before.name)
+                    return before.name_under(label)
             for label in before.held.keys() ^ now.held.keys():
-                return reach.name_of(label, before.name)
+                return before.name_under(label)
         return ""
 
     def replaced(self, read: Iterable[Tensor], after: Attributes | None = None) -> str:
@@ -75,20 +76,21 @@ def kept_attributes(parts: Sequence[Any]) -> Iterator[str]:
         The name of something that a step may move and nothing sends back, an iterator; empty if there is none.
 
     Raises:
-        Unwatched: there are more objects than are looked at, or a tensor that is too large to be copied was updated.
+        Unwatched: there are more objects than are looked at, or a tensor or an array that is too large to be copied was updated.
     """
     keeper, picture, large = Keeper(), _Picture(parts, values=False), []
     for node in picture.nodes:
         with contextlib.suppress(Exception):  # an object that cannot be looked at
             if not _keep(node.value, keeper, picture.owners):
-                large.append((node, node.value._version))
+                large.append((node, _version(node.value)))
     try:
         yield next((node.name for node in picture.nodes if is_iterator(type(node.value))), "")
     finally:
         keeper.put_back()
     for node, version in large:
-        if node.value._version != version:
-            raise Unwatched(f"the model updates the tensor '{node.name}', which is too large to be put back after a trial")
+        if _version(node.value) != version:
+            what = "tensor" if issubclass(type(node.value), Tensor) else "array"
+            raise Unwatched(f"the model updates the {what} '{node.name}', which is too large to be put back after a trial")
 
 
 @dataclass(slots=True, eq=False)
@@ -106,6 +108,13 @@ class _Node:
     @property
     def name(self) -> str:
         """How messages call it: by the shortest way that leads to it."""
+        return self._way() or type(self.value).__name__
+
+    def name_under(self, label: Label) -> str:
+        """How messages call what it has under a label."""
+        return reach.name_of(label, self._way()) or self.name
+
+    def _way(self) -> str:
         way: list[_Node] = []
         node: _Node | None = self
         while node is not None and node.holder is not None:
@@ -193,19 +202,26 @@ def _memory(tensor: Tensor) -> int:
         return 0
 
 
+def _version(value: Any) -> int:
+    """A number that is another after an update of a tensor or an array."""
+    return value._version if issubclass(type(value), Tensor) else checksum(value)
+
+
 def _keep(value: Any, keeper: Keeper, owners: Owners) -> bool:
-    """Remembers one object, and the places in it that hold others; False for a tensor that is too large."""
+    """Remembers one object, and the places in it that hold others; False for a tensor or an array that is too large."""
     kind: Any = type(value)
     if issubclass(kind, Tensor):
         keeper.mapping(vars(value))
         # Whoever runs a step knows the values of what it trains.
         return (issubclass(kind, nn.Parameter) and value.requires_grad) or keeper.tensor(value)
-    keeper.keep(value)
+    if not keeper.keep(value):
+        return False
     if issubclass(kind, nn.Module):
         keeper.mapping(vars(value), MODULE_INTERNALS)
-        keeper.mapping(value._buffers)
-        keeper.mapping(value._parameters)
-        keeper.mapping(value._modules)
+        if not isinstance(value, torch.jit.ScriptModule):  # whose tensors and modules cannot be exchanged
+            keeper.mapping(value._buffers)
+            keeper.mapping(value._parameters)
+            keeper.mapping(value._modules)
         keeper.mapping(vars(value).get("_pyro_samples", {}))
         for hooks in reach.HOOKS:
             keeper.mapping(vars(value)[hooks])

@@ -9,8 +9,10 @@ data alone, which do not change.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import hashlib
+import io
 import operator
 import random
 import sys
@@ -24,9 +26,10 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from .attributes import Attributes, tensors_in
+from .contents import checksum
 from .mapped import PlainLosses
 from .patched import patched
-from .places import explain, here, is_library, place
+from .places import asked_by_the_user, explain, here, is_library, place
 
 
 class Uncapturable(Exception):
@@ -94,7 +97,7 @@ def capture(
     generators = _generators()
     reads = _Reads(changing, None if fixed is None else list(fixed))
     try:
-        with reads, PlainLosses(), _one_mode():
+        with reads, PlainLosses(), _one_mode(), _files(reads):
             module = make_fx(step, tracing_mode="real")()
     except Uncapturable:
         raise
@@ -148,6 +151,21 @@ def _one_mode() -> Iterator[None]:
             return torch.empty_strided(value.shape, value.stride(), device=value.device, dtype=value.dtype)
 
     with patched(proxy_tensor, "extract_val", described):
+        yield
+
+
+@contextlib.contextmanager
+def _files(reads: _Reads) -> Iterator[None]:
+    """Inside, a step that opens a file is refused: what it reads there, or counts there, may be another at the next step."""
+    original = open
+
+    def opened(*args: Any, **kwargs: Any) -> Any:
+        if asked_by_the_user():
+            reads.refused = Uncapturable(f"the model opens a file, and a graph holds what was in it{here()}")
+            raise reads.refused
+        return original(*args, **kwargs)
+
+    with patched(builtins, "open", opened), patched(io, "open", opened):
         yield
 
 
@@ -236,8 +254,8 @@ class _Reads(TorchFunctionMode):
         self.changing = {id(t) for t in changing}
         self.fixed = None if fixed is None else {id(t) for t in fixed}
         self.kept = [*changing, *(fixed or ())]
-        #: Tensors that values were read from, each with the operation and its line.
-        self.sources: list[tuple[Tensor, str]] = []
+        #: Tensors that values were read from, each with what was in it by then, the operation and its line.
+        self.sources: list[tuple[Tensor, int, str]] = []
         self.refused: Uncapturable | None = None
         #: The line that last wrote where a mask of changing values is true.
         self.masked = ""
@@ -283,11 +301,18 @@ class _Reads(TorchFunctionMode):
     def check_updates(self, updated: Iterable[Tensor]) -> None:
         """Raises Uncapturable where a step updates, before or after, a tensor that a value was read from."""
         written = {t.untyped_storage().data_ptr() for t in updated}
-        for tensor, where in self.sources:
-            if isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() in written:
+        for tensor, values, where in self.sources:
+            if tensor.untyped_storage().data_ptr() in written or _checksum(tensor) != values:
                 raise Uncapturable(
                     f"a value is read from a tensor that the step updates, so it differs from step to step: {where}"
                 )
+
+    def _note(self, tensor: Any, where: str) -> None:
+        from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+        if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
+            with disable_proxy_modes_tracing():
+                self.sources.append((tensor, _checksum(tensor), where))
 
     def _changes(self, tensor: Tensor, where: str) -> bool:
         """Whether a tensor may have another value at another step; the tensors from outside that it was made of are noted."""
@@ -298,7 +323,7 @@ class _Reads(TorchFunctionMode):
         mode = get_proxy_mode()
         slot: Any = get_proxy_slot(tensor, mode.tracer, None) if mode is not None else None
         if id(tensor) in self.changing or slot is None or mode is None:
-            self.sources.append((tensor, where))
+            self._note(tensor, where)
             return self._given_changes(tensor)
         tracer: Any = mode.tracer
         root, todo, seen = tracer.root, [slot.proxy.node], set()
@@ -308,7 +333,7 @@ class _Reads(TorchFunctionMode):
                 continue
             seen.add(node)
             if node.op == "get_attr":
-                self.sources.append((getattr(root, node.target), where))
+                self._note(getattr(root, node.target), where)
                 if self._given_changes(getattr(root, node.target)):
                     return True
             if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
@@ -317,6 +342,13 @@ class _Reads(TorchFunctionMode):
             # What was written into a tensor later is part of it.
             todo += [u for u in node.users if getattr(getattr(u.target, "_schema", None), "is_mutable", False)]
         return False
+
+
+def _checksum(tensor: Tensor) -> int:
+    """One number for the values in a tensor, which NumPy may have changed; of a GPU's, that of its version."""
+    if tensor.device.type != "cpu":
+        return tensor._version
+    return checksum(tensor.detach().resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy())
 
 
 def _is_mask(index: Tensor) -> bool:

@@ -13,6 +13,7 @@ import enum
 import functools
 import io
 import itertools
+import mmap
 import pathlib
 import pickle
 import random
@@ -66,7 +67,9 @@ def is_plain(value: Any) -> bool:
 
 @by_class
 def _is_plain_kind(kind: Any) -> bool:
-    return issubclass(kind, _PLAIN)
+    return (
+        issubclass(kind, _PLAIN) and not kind.__dictoffset__
+    )  # members of enumerations and a user's numbers can have attributes
 
 
 def all_plain(values: Collection[Any]) -> bool:
@@ -107,7 +110,7 @@ def same(a: Any, b: Any) -> bool:
 def content(value: Any) -> Any:
     """What is compared of an object beside what it holds, with `same`; None where there is nothing."""
     kind = type(value)
-    if is_plain(value):
+    if is_plain(value) or issubclass(kind, _PLAIN):
         return value
     if issubclass(kind, dict):
         if all_plain(dict.keys(value)) and all_plain(dict.values(value)):
@@ -121,15 +124,13 @@ def content(value: Any) -> Any:
         found = list(base.__iter__(value))
         return found if all_plain(found) else [_item(item) for item in found]
     if issubclass(kind, np.ndarray):
-        return (
-            value.shape,
-            value.dtype,
-            None if value.dtype == object else zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8)),
-        )
+        return value.shape, value.dtype, None if value.dtype == object else checksum(value)
     if is_buffer(value):
         return bytes(value)
     if issubclass(kind, io.StringIO | io.BytesIO):
         return value.getvalue(), value.tell()
+    if is_read_on(value):
+        return value.tell()
     if issubclass(kind, types.FunctionType):
         return value.__code__
     if issubclass(kind, (types.BuiltinMethodType, types.MethodWrapperType)):
@@ -137,6 +138,18 @@ def content(value: Any) -> Any:
     if issubclass(kind, types.GeneratorType):
         return None if value.gi_frame is None else value.gi_frame.f_lasti
     return _state(value) if issubclass(kind, GENERATORS) else None
+
+
+def checksum(values: np.ndarray) -> int:
+    """One number for all in an array."""
+    return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+
+
+def is_read_on(value: Any) -> bool:
+    """Whether a value is a file, or one mapped into memory, that is read on from where it stands."""
+    if issubclass(type(value), mmap.mmap):
+        return not value.closed
+    return issubclass(type(value), io.IOBase) and not value.closed and value.readable() and value.seekable()
 
 
 def pairs(value: Any) -> Any:
@@ -182,21 +195,25 @@ class Keeper:
         self.undo: list[Callable[[], None]] = []
         self.left = _KEPT_IN_ALL
 
-    def keep(self, value: Any) -> None:
-        """Remembers what an object holds, and not what the objects in it do."""
+    def keep(self, value: Any) -> bool:
+        """Remembers what an object holds, and not what the objects in it do; False where these are too many numbers."""
         kind = type(value)
         if issubclass(kind, dict):
             self.mapping(value)
         elif issubclass(kind, (list, set, collections.deque)):
             base = next(base for base in (list, set, collections.deque) if issubclass(kind, base))
             self.undo.append(functools.partial(_refill, base, value, list(base.__iter__(value))))
-        elif issubclass(kind, np.ndarray) and value.flags.writeable and value.size <= min(_KEPT_ELEMENTS, self.left):
+        elif issubclass(kind, np.ndarray):
+            if value.size > min(_KEPT_ELEMENTS, self.left):
+                return not value.flags.writeable
             self.left -= value.size
             self.undo.append(functools.partial(np.copyto, value, value.copy()))
         elif is_buffer(value) and not (issubclass(kind, memoryview) and value.readonly):
             self.undo.append(functools.partial(_rewrite, value, bytes(value)))
         elif issubclass(kind, io.StringIO | io.BytesIO):
             self.undo.append(functools.partial(_rewind, value, value.getvalue(), value.tell()))
+        elif is_read_on(value):
+            self.undo.append(functools.partial(value.seek, value.tell()))
         elif issubclass(kind, contextvars.ContextVar):
             if (held := value.get(None)) is not None:
                 self.undo.append(functools.partial(value.set, held))
@@ -208,6 +225,7 @@ class Keeper:
             self.undo.append(functools.partial(value.setstate, value.getstate()))
         elif issubclass(kind, torch.Generator):
             self.undo.append(functools.partial(value.set_state, value.get_state()))
+        return True
 
     def mapping(self, place: MutableMapping[str, Any], leave: frozenset[str] = frozenset()) -> None:
         """Remembers what stands in a dictionary, in which order, but for some of its keys."""

@@ -12,10 +12,8 @@ from pathlib import Path
 import pyro
 import torch
 
-_LIBRARIES = tuple(
-    str(Path(p).resolve())
-    for p in (Path(torch.__file__).parent, Path(pyro.__file__).parent, Path(__file__).parents[1], sysconfig.get_path("stdlib"))
-)
+_FRAMEWORKS = tuple(str(Path(p).resolve().parent) for p in (torch.__file__, pyro.__file__, Path(__file__).parent))
+_LIBRARIES = (*_FRAMEWORKS, str(Path(sysconfig.get_path("stdlib")).resolve()))
 _FRONT = str(Path(__file__).absolute().parents[2])
 _OWN_GUIDES = str(Path(__file__).resolve().parents[2] / "guides")
 
@@ -47,6 +45,19 @@ def here() -> str:
             return place(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+def asked_by_the_user() -> bool:
+    """Whether a call comes from code of the user's, and neither from torch, Pyro or this package nor from an import."""
+    frame = sys._getframe(3)  # of who called what stands in the place of a function (`patched`)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not is_library(name):
+            return True
+        if name.startswith((*_FRAMEWORKS, "<frozen importlib")):
+            return False
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def explain(error: Exception) -> str:

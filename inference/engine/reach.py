@@ -14,6 +14,7 @@ import functools
 import gc
 import io
 import logging
+import mmap
 import os
 import sys
 import types
@@ -23,6 +24,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from .contents import BUFFERS, GENERATORS, all_plain, by_class, is_iterator, is_plain, pairs
@@ -121,6 +123,8 @@ def children(value: Any, owners: Owners) -> Held:
             yield ("part", 0), value.default_factory
     elif what == "tensor":
         yield from ((key, item) for key, item in vars(value).items() if not isinstance(item, weakref.ref))
+        if kind is not Tensor and not owners.foreign(kind):
+            yield ("class", kind), kind
     elif what == "module":
         yield from _of_module(value)
         yield ("class", kind), kind
@@ -172,7 +176,7 @@ def _what(kind: Any) -> str:
         "container": CONTAINERS,
         "mapping": (types.MappingProxyType,),
         "array": (np.ndarray,),
-        "nothing": (*GENERATORS, *BUFFERS, io.IOBase, types.CodeType, types.FrameType),
+        "nothing": (*GENERATORS, *BUFFERS, io.IOBase, mmap.mmap, types.CodeType, types.FrameType),
         "class": (type,),
         "namespace": (types.ModuleType,),
         "reference": (weakref.ref, *weakref.ProxyTypes),
@@ -216,7 +220,10 @@ def _items(value: Any) -> Held:
 
 def _of_module(module: nn.Module) -> Held:
     yield from ((k, v) for k, v in vars(module).items() if k not in MODULE_INTERNALS and not k.startswith("__"))
-    yield from (module._buffers | module._parameters | module._modules).items()
+    if isinstance(module, torch.jit.ScriptModule):
+        yield from (*module.named_buffers(recurse=False), *module.named_parameters(recurse=False), *module.named_children())
+    else:
+        yield from (module._buffers | module._parameters | module._modules).items()
     yield from vars(module).get("_pyro_samples", {}).items()  # the priors of a PyroModule's weights
     for hooks in HOOKS:
         yield from (((hooks, k), hook) for k, hook in enumerate(vars(module).get(hooks, {}).values()))

@@ -8,6 +8,7 @@ import random
 import time
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -284,6 +285,18 @@ def asks_the_clock(a: Tensor, b: Tensor) -> float:
     return time.perf_counter() % 1.0
 
 
+def reads_a_file(a: Tensor, b: Tensor) -> float:
+    return float(len(Path(__file__).read_text()) > 10)
+
+
+_buffer = torch.zeros(2)
+
+
+def counts_through_numpy(a: Tensor, b: Tensor) -> Tensor:
+    _buffer.numpy()[0] += 1
+    return 0.1 * _buffer[0]
+
+
 def prints(a: Tensor, b: Tensor) -> float:
     return float(repr(a.detach()).startswith("tensor(0.4"))
 
@@ -317,6 +330,8 @@ REFUSED = {
     draws_python: r"random generator \(test_compiled.py, line \d+: return random.random",
     masks: r"indexing with a mask .*line \d+: return both\[both > 0.3\]",
     takes_the_next: "the attribute '_numbers' changes at every call",
+    reads_a_file: r"the model opens a file.*line \d+: return float\(len\(Path\(__file__",
+    counts_through_numpy: r"a value is read from a tensor that the step updates.*\.numpy\(\) .*line \d+: _buffer.numpy",
     asks_the_clock: "differs when the same step is run again",
     draws_own_generator: "the attribute '_own_generator' changes at every call",
     counts: "the attribute '_calls' changes at every call",

@@ -8,6 +8,7 @@ import contextvars
 import ctypes
 import dataclasses
 import decimal
+import enum
 import functools
 import gc
 import importlib
@@ -15,6 +16,7 @@ import io
 import itertools
 import logging
 import math
+import mmap
 import os
 import queue
 import sys
@@ -44,6 +46,25 @@ def _link(last: Any, length: int) -> Any:
 
 
 _position: contextvars.ContextVar[int] = contextvars.ContextVar("position", default=0)
+
+
+class Colour(enum.Enum):
+    """Whose members can have attributes."""
+
+    RED = 1
+
+
+class Number(float):
+    """Which can have attributes."""
+
+
+class OwnTensor(Tensor):
+    """Whose class counts."""
+
+    n = 0
+
+
+Colour.RED.n = Number.n = 0  # type: ignore[attr-defined]
 
 
 class Held:
@@ -101,6 +122,8 @@ def stepping() -> dict[str, Any]:
     chain, frame = types.SimpleNamespace(far=_link(shared, 9), near=shared), pandas.DataFrame({"n": [0, 1]})
     other = types.ModuleType("other")
     other.n = 0  # type: ignore[attr-defined]
+    file, mapped, number_of_its_own = io.BufferedReader(io.BytesIO(bytes(100))), mmap.mmap(-1, 100), Number(0.5)
+    own_tensor = torch.zeros(1).as_subclass(OwnTensor)
     append, seed = log.append, torch.Generator().manual_seed(0)
 
     def add(place: Any, key: Any, by: Any = 1) -> Any:
@@ -122,6 +145,11 @@ def stepping() -> dict[str, Any]:
         "a view of memory": add(byte, 0),
         "a number of C's": lambda: _tick(c, "value"),
         "a text in memory": lambda: texts.write("a"),
+        "a file that is read": lambda: file.read(1),
+        "a file in memory that is read": mapped.read_byte,
+        "a member of an enumeration": lambda: _tick(Colour.RED),
+        "a number with attributes": lambda: _tick(number_of_its_own),
+        "the class of a tensor": lambda: _tick(type(own_tensor)),
         "a queue": lambda: waiting.put(waiting.get() + 1),
         "a context variable": lambda: _position.set(_position.get() + 1),
         "a dictionary on a tensor": lambda: add(tensor.meta_, "n")(),  # type: ignore[attr-defined]
