@@ -13,7 +13,6 @@ import builtins
 import contextlib
 import hashlib
 import io
-import operator
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from .attributes import Attributes, tensors_in
 from .contents import checksum
 from .mapped import PlainLosses
+from .memory import is_view
 from .patched import patched
 from .places import asked_by_the_user, explain, here, is_library, place
 
@@ -122,13 +122,6 @@ def capture(
         if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()) and not _static_mask(node):
             raise Uncapturable(f"the shape of what {node.target} returns depends on values{reads.masked}")
     return graph
-
-
-def is_view(node: fx.Node) -> bool:
-    """Whether a node shares the memory of an operand."""
-    source = node.args[0] if node.target is operator.getitem else node
-    schema = getattr(getattr(source, "target", None), "_schema", None)
-    return schema is not None and any(argument.alias_info is not None for argument in schema.arguments)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from .broadcasts import COSTLY
-from .capture import Graph, is_view
+from .capture import Graph
+from .memory import is_view, written
 
 #: Operations that are worth a tensor in memory, beside reductions and costly elementwise functions.
 _PRODUCTS = {
@@ -44,16 +45,16 @@ def hoist(graph: Graph, fixed: Collection[int]) -> Graph:
         A graph that updates the same tensors and returns the same; `graph` itself where there is nothing to gain.
     """
     nodes = list(graph.module.graph.nodes)
-    written = _written(graph)
+    changed = written(graph.module.graph)
     inputs = {
         n: t
         for n, t in zip((n for n in nodes if n.op == "placeholder"), graph.inputs, strict=True)
-        if id(t) in fixed and n not in written
+        if id(t) in fixed and n not in changed
     }
     constant = set(inputs)
     costly: set[fx.Node] = set()
     for node in nodes:
-        if node.op == "call_function" and node not in written and _pure(node) and constant.issuperset(node.all_input_nodes):
+        if node.op == "call_function" and node not in changed and _pure(node) and constant.issuperset(node.all_input_nodes):
             constant.add(node)
             if _costly(node) or not costly.isdisjoint(node.all_input_nodes):
                 costly.add(node)
@@ -112,28 +113,6 @@ def _values(wanted: list[fx.Node], inputs: dict[fx.Node, Tensor]) -> list[Tensor
                 if not left[n]:
                     values.pop(n)
     return [values[n] for n in wanted]
-
-
-def _written(graph: Graph) -> set[fx.Node]:
-    """Nodes whose memory some operation writes into, through whichever view."""
-    memory: dict[fx.Node, set[fx.Node]] = {}
-    written: set[fx.Node] = set()
-    for node in graph.module.graph.nodes:
-        memory[node] = {node}
-        schema = getattr(node.target, "_schema", None)
-        if schema is None:
-            memory[node] |= set().union(*(memory[n] for n in node.all_input_nodes))
-            continue
-        for k, argument in enumerate(schema.arguments):
-            if argument.alias_info is None:
-                continue
-            value = node.args[k] if k < len(node.args) else node.kwargs.get(argument.name)
-            for n in value if isinstance(value, (list, tuple)) else [value]:
-                if isinstance(n, fx.Node):
-                    memory[node] |= memory[n]
-                    if argument.alias_info.is_write:
-                        written |= memory[n]
-    return {node for node, parts in memory.items() if parts & written}
 
 
 def _with_inputs(graph: Graph, values: dict[fx.Node, Tensor]) -> Graph:

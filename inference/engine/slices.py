@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
+from .memory import written
+
 _ADD = torch.ops.aten.add.Tensor
 _SLICE, _ROW = torch.ops.aten.slice_backward.default, torch.ops.aten.select_backward.default
 
@@ -32,10 +34,13 @@ class _Part(NamedTuple):
 
 def rewrite(graph: fx.Graph) -> None:
     """Replaces the gradients of parts that do not overlap in a sum by one concatenation, in place."""
+    changed = written(graph)
     for node in list(graph.nodes):
         if not _is_sum(node) or _goes_on(node):
             continue
         found = [(leaf, _part(leaf)) for leaf in _leaves(node)]
+        if any(part is not None and not changed.isdisjoint((leaf, part.gradient)) for leaf, part in found):
+            continue  # what stood there when it was put in its place need not stand there at the sum
         parts = sorted((part for _, part in found if part is not None), key=lambda part: (part.start, part.end))
         others = [leaf for leaf, part in found if part is None]
         # With two others the order of summation would change, and with it the last digit.

@@ -89,6 +89,24 @@ def test_sum_that_is_read_twice() -> None:
     assert all(torch.equal(x, y) for x, y in zip(module(a, b, c), before, strict=True))
 
 
+@pytest.mark.parametrize("what", ["the gradient", "through a view", "the part"])
+def test_parts_that_are_written_into_stay(what: str) -> None:
+    a = torch.randn(5)
+    part = torch.ops.aten.slice_backward.default
+
+    def function(a: Tensor) -> Tensor:
+        own = a * 2
+        first, second = part(own, [10], 0, 0, 5, 1), part(own, [10], 0, 5, 10, 1)
+        {"the gradient": own, "through a view": own[1:], "the part": first}[what].add_(1)
+        return first + second
+
+    module = make_fx(function)(a)
+    before = module(a)
+    slices.rewrite(module.graph)
+    module.recompile()
+    assert torch.equal(module(a), before)
+
+
 def test_scaled_sum_stays() -> None:
     a = torch.randn(5)
     part = torch.ops.aten.slice_backward.default
