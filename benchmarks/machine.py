@@ -10,6 +10,8 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+import torch
+
 PACKAGES = ("torch", "pyro-ppl", "numpyro", "jax", "jaxlib", "numpy")
 
 
@@ -57,6 +59,7 @@ def describe(device: str, threads: int) -> dict[str, str]:
     gpu = _first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") if device == "cuda" else None
     return {
         "processor": f"{processor()}, {cores()} cores",
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         **({"GPU": gpu} if gpu else {}),
         "threads": str(threads),
         "system": f"{platform.system()} {platform.machine()}",
