@@ -16,11 +16,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import reach
-from .contents import Keeper, checksum, content, is_iterator, is_plain, pickled, same
+from .contents import Keeper, checksum, content, is_one_way, is_plain, pickled, same
 from .reach import MODULE_INTERNALS, Label, Owners, children
 
 
@@ -73,7 +74,7 @@ def kept_attributes(parts: Sequence[Any]) -> Iterator[str]:
     """Puts everything back that a model and a guide keep in Python, as if the steps inside had not been run.
 
     Yields:
-        The name of something that a step may move and nothing sends back, an iterator; empty if there is none.
+        The name of something that a step may move and nothing sends back, an iterator, say; empty if there is none.
 
     Raises:
         Unwatched: there are more objects than are looked at, or a tensor or an array that is too large to be copied was updated.
@@ -84,12 +85,12 @@ def kept_attributes(parts: Sequence[Any]) -> Iterator[str]:
             if not _keep(node.value, keeper, picture.owners):
                 large.append((node, _version(node.value)))
     try:
-        yield next((node.name for node in picture.nodes if is_iterator(type(node.value))), "")
+        yield next((node.name for node in picture.nodes if is_one_way(node.value)), "")
     finally:
         keeper.put_back()
     for node, version in large:
         if _version(node.value) != version:
-            what = "tensor" if issubclass(type(node.value), Tensor) else "array"
+            what = "tensor" if issubclass(type(node.value), Tensor) else type(node.value).__name__
             raise Unwatched(f"the model updates the {what} '{node.name}', which is too large to be put back after a trial")
 
 
@@ -203,8 +204,10 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _version(value: Any) -> int:
-    """A number that is another after an update of a tensor or an array."""
-    return value._version if issubclass(type(value), Tensor) else checksum(value)
+    """A number that is another after an update of a tensor, an array or another library's object."""
+    if issubclass(type(value), Tensor):
+        return value._version
+    return checksum(value) if isinstance(value, np.ndarray) else pickled(value) or 0
 
 
 def _keep(value: Any, keeper: Keeper, owners: Owners) -> bool:
@@ -235,6 +238,8 @@ def _keep(value: Any, keeper: Keeper, owners: Owners) -> bool:
         for place, key in reach.mentioned(value, owners):
             keeper.undo.append(functools.partial(_set_item, place, key, place[key]))
         keeper.mapping(vars(value))
+    elif content(value) is None and owners.of_another_library(kind):
+        return keeper.saved(value)
     else:
         keeper.mapping(reach.dictionary(value))
         for slot in reach.slots(kind):

@@ -97,7 +97,7 @@ def capture(
     generators = _generators()
     reads = _Reads(changing, None if fixed is None else list(fixed))
     try:
-        with reads, PlainLosses(), _one_mode(), _files(reads):
+        with reads, PlainLosses(), _one_mode(), _files(reads), _plain_recurrence():
             module = make_fx(step, tracing_mode="real")()
     except Uncapturable:
         raise
@@ -145,6 +145,17 @@ def _one_mode() -> Iterator[None]:
 
     with patched(proxy_tensor, "extract_val", described):
         yield
+
+
+@contextlib.contextmanager
+def _plain_recurrence() -> Iterator[None]:
+    """oneDNN's recurrent layers hand their backward pass tensors that are none, which no graph can hold."""
+    used = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(used)
 
 
 @contextlib.contextmanager
@@ -257,6 +268,11 @@ class _Reads(TorchFunctionMode):
         kwargs = kwargs or {}
         from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
+        if func is torch.Tensor.random_ and len(args) > 1 and not kwargs:
+            # The name of torch's own argument, `from`, is none in the code of a graph.
+            tensor, *bounds = args
+            drawn: Tensor = torch.ops.aten.randint(*bounds, tensor.shape, dtype=tensor.dtype, device=tensor.device)
+            return tensor.copy_(drawn)
         operation = _READS.get(func) or _SHAPES.get(func)
         if func is torch.Tensor.__getitem__ and any(_is_mask(t) for t in tensors_in(args[1])):
             if any(self._changes(t, f"indexing with a mask{here()}") for t in tensors_in(args[1])):

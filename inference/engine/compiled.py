@@ -109,7 +109,8 @@ class Compiler:
                 with kept_attributes(self.modules) as moving:
                     if moving and self.mode == "auto":
                         raise Uncapturable(
-                            f"'{moving}' is an iterator, which a trial may move and nothing sends back (compile=True tries)"
+                            f"'{moving}' moves on when it is asked, as iterators do, and nothing sends it back after a trial "
+                            "(compile=True tries)"
                         )
                     graph = step.capture()
                     step.find_disturbance()
@@ -287,11 +288,22 @@ class Step:
                         for tensor, value in disturbed:
                             tensor.copy_(value)
                     self._check_eager(expected[0], state)
+            if what and self._overlap(graph):
+                raise Uncapturable(
+                    "the model updates a tensor and reads another that shares its memory (a part of it, kept as an attribute), which a "
+                    "graph takes for two; take the part where it is read"
+                )
             if what:
                 raise Uncapturable(
                     f"{what} differs when the same step is run again, so something in it changes from call to call without being "
                     "a tensor (a counter, a random generator of its own, a value turned into NumPy)"
                 )
+
+    @staticmethod
+    def _overlap(graph: Graph) -> bool:
+        """Whether two inputs share memory that the graph writes into."""
+        places = [t.untyped_storage().data_ptr() for t in graph.inputs if t.layout == torch.strided]
+        return any(places.count(t.untyped_storage().data_ptr()) > 1 for t in graph.updated())
 
     def _check_eager(self, expected: Tensor, generator: Tensor) -> None:
         """The graph's loss against the loss of an eager step, which torch does not believe to be compiled.

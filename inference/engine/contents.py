@@ -87,9 +87,19 @@ def is_buffer(value: Any) -> bool:
     return issubclass(type(value), BUFFERS)
 
 
-def is_iterator(kind: type) -> bool:
-    """Whether a class is one of Python's own iterators, which stand somewhere and cannot be sent back."""
-    return hasattr(kind, "__next__") and kind.__module__ in ("builtins", "itertools") and not issubclass(kind, io.IOBase)
+@by_class
+def is_iterator(kind: Any) -> bool:
+    """Whether a class is an iterator not written in Python: one of Python's own, NumPy's or a reader's of tables."""
+    step = next((vars(part)["__next__"] for part in kind.__mro__ if "__next__" in vars(part)), None)
+    return step is not None and not isinstance(step, types.FunctionType) and not issubclass(kind, io.IOBase)
+
+
+def is_one_way(value: Any) -> bool:
+    """Whether an object moves on when it is asked, and cannot be sent back."""
+    kind = type(value)
+    if is_read_on(value):
+        return not isinstance(_position(value), int)
+    return is_iterator(kind) or issubclass(kind, np.random.SeedSequence) or kind.__module__ == "sqlite3"
 
 
 def same(a: Any, b: Any) -> bool:
@@ -130,13 +140,17 @@ def content(value: Any) -> Any:
     if issubclass(kind, io.StringIO | io.BytesIO):
         return value.getvalue(), value.tell()
     if is_read_on(value):
-        return value.tell()
+        return _position(value)
+    if issubclass(kind, types.GeneratorType):
+        return None if value.gi_frame is None else value.gi_frame.f_lasti
+    if is_iterator(kind):
+        return _numbers(value)
+    if issubclass(kind, np.random.SeedSequence):
+        return repr(value.state)
     if issubclass(kind, types.FunctionType):
         return value.__code__
     if issubclass(kind, (types.BuiltinMethodType, types.MethodWrapperType)):
         return value.__name__
-    if issubclass(kind, types.GeneratorType):
-        return None if value.gi_frame is None else value.gi_frame.f_lasti
     return _state(value) if issubclass(kind, GENERATORS) else None
 
 
@@ -150,6 +164,25 @@ def is_read_on(value: Any) -> bool:
     if issubclass(type(value), mmap.mmap):
         return not value.closed
     return issubclass(type(value), io.IOBase) and not value.closed and value.readable() and value.seekable()
+
+
+def _position(file: Any) -> Any:
+    try:
+        return file.tell()
+    except OSError:  # in the middle of a loop over its lines: nobody says where
+        return object()
+
+
+def _numbers(iterator: Any) -> list[tuple[str, int]]:
+    """The whole numbers that an iterator says of itself: its index, or the line that it has read."""
+    fields = {k: v for part in type(iterator).__mro__ for k, v in vars(part).items() if not k.startswith("__")}
+    found = []
+    for name, descriptor in fields.items():
+        if isinstance(descriptor, (types.GetSetDescriptorType, types.MemberDescriptorType)):
+            with contextlib.suppress(Exception):  # of one that has come to its end
+                if isinstance(number := descriptor.__get__(iterator), int):
+                    found.append((name, number))
+    return found
 
 
 def pairs(value: Any) -> Any:
@@ -176,16 +209,17 @@ def _state(value: Any) -> Any:
 
 def pickled(value: Any) -> int | None:
     """One number for all that another library's object holds, by the way it is saved; None where it cannot be."""
-    parts: list[int] = []
+    text, parts = _saved(value)
+    return None if text is None else zlib.crc32(repr([zlib.crc32(part) for part in parts]).encode(), zlib.crc32(text))
 
-    def buffer(part: pickle.PickleBuffer) -> None:
-        parts.append(zlib.crc32(part.raw()))
 
+def _saved(value: Any) -> tuple[bytes | None, list[memoryview]]:
+    """What the library itself would write of its object, and the numbers that go with it."""
+    parts: list[pickle.PickleBuffer] = []
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        text = pickle.dumps(value, protocol=5, buffer_callback=buffer)
-        return zlib.crc32(repr(parts).encode(), zlib.crc32(text))
-    return None
+        return pickle.dumps(value, protocol=5, buffer_callback=parts.append), [part.raw() for part in parts]
+    return None, []
 
 
 class Keeper:
@@ -219,6 +253,8 @@ class Keeper:
                 self.undo.append(functools.partial(value.set, held))
         elif issubclass(kind, np.random.Generator):
             self.undo.append(functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state))
+        elif issubclass(kind, np.random.BitGenerator):
+            self.undo.append(functools.partial(setattr, value, "state", value.state))
         elif issubclass(kind, np.random.RandomState):
             self.undo.append(functools.partial(value.set_state, value.get_state()))
         elif issubclass(kind, random.Random) and not issubclass(kind, random.SystemRandom):
@@ -242,6 +278,24 @@ class Keeper:
                     place[key] = place.pop(key)
 
         self.undo.append(put_back)
+
+    def saved(self, value: Any) -> bool:
+        """Remembers another library's object by the way it is saved; False where it holds too many numbers."""
+        text, parts = _saved(value)
+        if text is None:
+            return True
+        size = (len(text) + sum(len(part) for part in parts)) // 4
+        if size > min(_KEPT_ELEMENTS, self.left):
+            return False
+        self.left -= size
+        before, kept = pickled(value), [bytearray(part) for part in parts]
+
+        def put_back() -> None:
+            if pickled(value) != before:
+                _become(value, pickle.loads(text, buffers=kept))
+
+        self.undo.append(put_back)
+        return True
 
     def put_back(self) -> None:
         """Undoes what has happened since."""
@@ -267,6 +321,20 @@ class Keeper:
 
         self.undo.append(put_back)
         return True
+
+
+def _become(value: Any, old: Any) -> None:
+    """Gives an object the state of another of its class, as unpickling does."""
+    state: Any = old.__reduce_ex__(4)[2]
+    if hasattr(value, "__setstate__"):
+        value.__setstate__(state)
+        return
+    attributes, slots = state if isinstance(state, tuple) else (state, None)
+    if attributes:
+        vars(value).clear()
+        vars(value).update(attributes)
+    for name, held in (slots or {}).items():
+        object.__setattr__(value, name, held)
 
 
 def _shared(a: Tensor, b: Tensor) -> bool:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -96,16 +98,16 @@ def _unusual(kwargs: Any) -> bool:
 
 def _fill_normal(noise: _Noise, tensor: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None) -> Tensor:
     draw = noise.normal(tensor.shape, tensor.dtype, tensor.device)
-    return draw if (mean, std) == (0.0, 1.0) else mean + std * draw
+    return _fill(tensor, draw if (mean, std) == (0.0, 1.0) else mean + std * draw)
 
 
 def _fill_uniform(noise: _Noise, tensor: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Any = None) -> Tensor:
     draw = noise.uniform(tensor.shape, tensor.dtype, tensor.device)
-    return draw if (low, high) == (0.0, 1.0) else low + (high - low) * draw
+    return _fill(tensor, draw if (low, high) == (0.0, 1.0) else low + (high - low) * draw)
 
 
 def _fill_exponential(noise: _Noise, tensor: Tensor, lambd: float = 1.0, *, generator: Any = None) -> Tensor:
-    return -torch.log1p(-noise.uniform(tensor.shape, tensor.dtype, tensor.device)) / lambd
+    return _fill(tensor, -torch.log1p(-noise.uniform(tensor.shape, tensor.dtype, tensor.device)) / lambd)
 
 
 def _bernoulli(noise: _Noise, probs: Tensor, *args: Any, generator: Any = None) -> Tensor | None:
@@ -214,18 +216,39 @@ class FromRow(_Noise):
 
 
 class Counting(_Noise):
-    """Draws from torch's generator and counts."""
+    """Draws from torch's generator and counts.
 
-    def __init__(self) -> None:
+    Args:
+        differentiated: whether what draws is going to be differentiated, so that `torch.utils.checkpoint` would run it again.
+    """
+
+    def __init__(self, *, differentiated: bool = False) -> None:
         super().__init__()
         self.normals = self.uniforms = 0
+        self.differentiated = differentiated
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Counted normal numbers."""
+        if self.differentiated:
+            _refuse_checkpoints()
         self.normals += math.prod(shape)
         return super().normal(shape, dtype, device)
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Counted uniform numbers."""
+        if self.differentiated:
+            _refuse_checkpoints()
         self.uniforms += math.prod(shape)
         return super().uniform(shape, dtype, device)
+
+
+def _refuse_checkpoints() -> None:
+    """`torch.utils.checkpoint` puts torch's generator back, and not the rows that draws come from: gradients would be those of others."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
+            raise ValueError(
+                "torch.utils.checkpoint runs a part of the model again for its gradients, and that part draws random numbers (dropout, "
+                "say), which would be others then: draw outside of it, or leave it out"
+            )
+        frame = frame.f_back  # type: ignore[assignment]

@@ -144,6 +144,7 @@ def children(value: Any, owners: Owners) -> Held:
     elif what == "array":
         if value.dtype == object:
             yield ("part", 0), value.ravel().tolist()
+        yield from dictionary(value).items()  # the mask of one that has a mask
     elif what == "class":
         yield from _of_class(value, owners)
     elif what == "namespace":
@@ -160,7 +161,7 @@ def children(value: Any, owners: Owners) -> Held:
             yield from _of_object(value)
         elif kind.__module__.partition(".")[0] in sys.stdlib_module_names:
             yield from _of_library(value)
-        elif kind.__module__.startswith(_OPEN) and kind.__name__ != "Trace":
+        elif hasattr(kind, "__next__") or (kind.__module__.startswith(_OPEN) and kind.__name__ != "Trace"):
             yield from dict(dictionary(value)).items()
 
 

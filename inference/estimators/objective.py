@@ -148,9 +148,9 @@ class Objective:
     def count_noise(self, kwargs: Mapping[str, Any]) -> tuple[int, int]:
         """How many normal and uniform numbers one particle takes."""
         with kept_generators():
-            with Counting() as guide:
+            with Counting(differentiated=True) as guide:
                 trace = self.guide_trace(kwargs)
-            with Counting() as model:
+            with Counting(differentiated=True) as model:
                 self._bound(kwargs, trace)
         self.noisy_model = model.normals + model.uniforms > 0
         data = sum(kwargs[name].numel() for name in self.redrawn)

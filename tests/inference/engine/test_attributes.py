@@ -379,3 +379,19 @@ def test_a_tensor_that_is_kept_and_never_read_may_be_replaced(uncompiled: None) 
     a, b = (bz.fit(Rebinds("unread"), data, "mean_field", steps=60, progress=False, compile=c) for c in (False, True))
     assert b.engine == "compiled"
     assert b.losses == pytest.approx(a.losses, rel=1e-8)
+
+
+def test_a_part_of_a_tensor_that_is_updated_is_refused(eager_is_dear: None) -> None:
+    """A graph has two inputs there, and may read one before it writes the other."""
+    state = torch.zeros(2, dtype=torch.float64)
+    part = state[:1]
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        state.add_(0.1)
+        a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("y", dist.Normal(a + part[0], 1.0), obs=y)
+
+    _, data = slope()
+    with pytest.raises(ValueError, match="reads another that shares its memory"):
+        bz.fit(model, data, "mean_field", steps=60, progress=False, compile=True)

@@ -12,8 +12,10 @@ import pytest
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import bayeszoo as bz
+from bayeszoo.inference.engine.noise import FromRow, Row
 
 # The noise. A guide that equals the prior leaves only a factor of the draws in the loss, so losses show the noise itself.
 
@@ -89,3 +91,61 @@ def test_noise_differs_between_restarts() -> None:
     first, second = (torch.tensor(run.history.losses[1:], dtype=torch.float64) for run in fit.runs)
     both = torch.stack([first, second])
     assert abs(float(torch.corrcoef(both)[0, 1])) < ERROR
+
+
+#: Ways to fill a tensor, and the mean, the variance and the fourth central moment of what is in it afterwards.
+FILLS: dict[str, tuple[Callable[[Tensor], Any], float, float, float]] = {
+    "normal_": (lambda t: t.normal_(2.0, 3.0), 2.0, 9.0, 3 * 81.0),
+    "uniform_": (lambda t: t.uniform_(1.0, 3.0), 2.0, 1 / 3, 1 / 5),
+    "exponential_": (lambda t: t.exponential_(2.0), 0.5, 0.25, 9 / 16),
+    "random_": (lambda t: t.random_(0, 5), 2.0, 2.0, 6.8),
+    "random_, from zero": (lambda t: t.random_(5), 2.0, 2.0, 6.8),
+}
+
+
+@pytest.mark.parametrize("how", FILLS)
+def test_a_tensor_that_is_filled_in_place_holds_the_draws(how: str) -> None:
+    """As a statement of its own, not as a value that is handed on."""
+    fill, mean, variance, fourth = FILLS[how]
+    numbers = torch.full((10_000,), -7.0, dtype=torch.float64)
+    torch.manual_seed(0)
+    row = Row(torch.randn(10_000, dtype=torch.float64), torch.rand(10_000, dtype=torch.float64))
+    with FromRow(row):
+        fill(numbers)
+    assert float(numbers.mean()) == pytest.approx(mean, abs=4 * (variance / 1e4) ** 0.5)
+    assert float(numbers.var()) == pytest.approx(variance, abs=4 * ((fourth - variance**2) / 1e4) ** 0.5)
+
+
+@pytest.mark.parametrize("how", ["normal_", "random_"])
+def test_a_tensor_that_is_filled_in_place_is_filled_at_every_step(how: str) -> None:
+    fill, mean, variance, _ = FILLS[how]
+
+    def score(a: Tensor, b: Tensor) -> Tensor:
+        number = a.new_full((), -7.0)
+        fill(number)
+        return number
+
+    found = noise(score)
+    assert float(found.mean()) == pytest.approx(mean, abs=ERROR * variance**0.5)
+    assert abs(float(((found[1:] - mean) * (found[:-1] - mean)).mean())) < ERROR * variance
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_draws_that_would_be_made_again_for_gradients_are_refused(compile: bool) -> None:
+    """Else gradients are those of other draws."""
+    net = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 1)).double()
+
+    class Model(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, y: Tensor | None = None) -> None:
+            a = pyro.sample("a", dist.Normal(torch.zeros(1, dtype=torch.float64), 1.0).to_event(1))
+            out = checkpoint(self.net, a, use_reentrant=False)
+            with pyro.plate("data", 1, dim=-1):
+                pyro.sample("y", dist.Normal(out, 1.0), obs=y)
+
+    data = bz.data.Data(inputs={}, observed=torch.zeros(1, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"torch.utils.checkpoint runs a part of the model again"):
+        bz.fit(Model(), data, "mean_field", steps=5, progress=False, compile=compile)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextvars
+import csv
 import ctypes
 import dataclasses
 import decimal
@@ -19,6 +20,7 @@ import math
 import mmap
 import os
 import queue
+import sqlite3
 import sys
 import types
 import weakref
@@ -32,6 +34,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 
@@ -124,6 +127,12 @@ def stepping() -> dict[str, Any]:
     other.n = 0  # type: ignore[attr-defined]
     file, mapped, number_of_its_own = io.BufferedReader(io.BytesIO(bytes(100))), mmap.mmap(-1, 100), Number(0.5)
     own_tensor = torch.zeros(1).as_subclass(OwnTensor)
+    seeds, bits, masked = np.random.SeedSequence(0), np.random.PCG64(0), np.ma.zeros(50)
+    sparse = xarray.DataArray(np.zeros(3))
+
+    def next_free(a: Any) -> int:
+        return int(np.ma.count_masked(a))
+
     append, seed = log.append, torch.Generator().manual_seed(0)
 
     def add(place: Any, key: Any, by: Any = 1) -> Any:
@@ -164,6 +173,15 @@ def stepping() -> dict[str, Any]:
         "a generator with a loop": _read_by(k for k in [0.0] * 1000),
         "a generator that delegates": _read_by(_delegates()),
         "a generator that only waits": _read_by(_waits()),
+        "an iterator of NumPy's": _read_by(array.flat),
+        "an iterator over indices": _read_by(np.ndindex(30, 30)),
+        "an iterator that numbers": _read_by(np.ndenumerate(array)),
+        "an iterator over arrays": _read_by(np.nditer(array)),
+        "an iterator over a table": _read_by(csv.reader(["1"] * 1000)),
+        "a generator of seeds": lambda: seeds.spawn(1),
+        "bits": lambda: bits.random_raw(),
+        "a masked array": lambda: masked.__setitem__(next_free(masked), np.ma.masked),
+        "an object with slots of a library": lambda: sparse.data.__setitem__(0, sparse.data[0] + 1),
         "a seed": lambda: seed.manual_seed(seed.initial_seed() + 1),
     }
 
@@ -195,8 +213,6 @@ def test_what_moves_is_seen_whatever_keeps_it(where: str) -> None:
     "where", [name for name in stepping() if not any(w in name for w in ("iterator", "counter", "cycle", "generator"))]
 )
 def test_what_moves_is_put_back(where: str) -> None:
-    if where == "a data frame":
-        pytest.skip("what other libraries' objects hold is compared, and not put back")
     step = stepping()[where]
     step()
     before = attributes.Attributes([step])
@@ -413,11 +429,33 @@ def test_modules_that_load_when_they_are_asked_are_not_asked() -> None:
     assert before.changed()
 
 
-@pytest.mark.parametrize("make", [lambda: iter([1, 2]), lambda: (k for k in range(3)), itertools.count])
-def test_an_iterator_is_not_tried_where_that_would_show(make: Any) -> None:
+def test_a_loop_over_lines_says_nothing_of_where_it_stands() -> None:
+    lines = io.TextIOWrapper(io.BytesIO(b"1\n" * 5000))
+    assert attributes.Attributes([_read_by(lines)]).changed() == ""
+    next(lines)
+    assert attributes.Attributes([_read_by(lines)]).changed()
+    with attributes.kept_attributes([_read_by(lines)]) as moving:
+        assert moving == "generator"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: iter([1, 2]),
+        lambda: (k for k in range(3)),
+        itertools.count,
+        lambda: np.zeros(3).flat,
+        lambda: csv.reader([]),
+        lambda: np.random.SeedSequence(0),
+        lambda: sqlite3.connect(":memory:"),
+    ],
+)
+def test_what_nothing_sends_back_is_not_tried_where_that_would_show(make: Any) -> None:
     held = {"plan": make()}
     with attributes.kept_attributes([lambda: held]) as moving:
         assert moving == "held.plan"
+    if isinstance(held["plan"], sqlite3.Connection):
+        held["plan"].close()
     with attributes.kept_attributes([lambda: sys.stdout]) as moving:
         assert moving == ""
 
