@@ -566,3 +566,25 @@ def test_validation_is_looked_at_at_the_same_steps(uncompiled: None) -> None:
 def no_growth_of_state() -> Iterator[None]:
     yield
     assert not list(pyro.get_param_store().keys())
+
+
+def test_recurrent_layers_in_single_precision(uncompiled: None) -> None:
+    """Torch takes oneDNN's for them, whose backward pass no graph can hold."""
+
+    class Recurrent(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.LSTM(1, 2, batch_first=True)
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+            a = pyro.sample("a", dist.Normal(torch.zeros(()), 1.0))
+            states, _ = self.net(x.unsqueeze(-1))
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("y", dist.Normal(a + states[:, -1, 0], 1.0), obs=y)
+
+    torch.manual_seed(0)
+    data = bz.data.Data(inputs={"x": torch.randn(5, 3)}, observed=torch.randn(5))
+    model = Recurrent()
+    fits = [bz.fit(model, data, "mean_field", steps=30, progress=False, compile=c) for c in (False, True)]
+    assert fits[1].engine == "compiled"
+    assert fits[1].losses == pytest.approx(fits[0].losses, rel=1e-4)
