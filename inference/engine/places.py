@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import linecache
+import re
 import sys
 import sysconfig
 import traceback
@@ -14,6 +15,8 @@ import torch
 
 _FRAMEWORKS = tuple(str(Path(p).resolve().parent) for p in (torch.__file__, pyro.__file__, Path(__file__).parent))
 _LIBRARIES = (*_FRAMEWORKS, str(Path(sysconfig.get_path("stdlib")).resolve()))
+#: The package that a file of an environment belongs to.
+_INSTALLED = re.compile(r"[/\\](?:site|dist)-packages[/\\]([^/\\]+)")
 _FRONT = str(Path(__file__).absolute().parents[2])
 _OWN_GUIDES = str(Path(__file__).resolve().parents[2] / "guides")
 
@@ -26,9 +29,8 @@ def is_library(filename: str) -> bool:
     path = str(Path(filename).resolve())
     if path.startswith(_FRONT) and not path.startswith(str(Path(_FRONT) / "models")):
         return True
-    return path.startswith((*_LIBRARIES, _OWN_GUIDES)) or (
-        ("site-packages" in path or "dist-packages" in path) and "bayeszoo" not in path
-    )
+    installed = _INSTALLED.findall(path)
+    return path.startswith((*_LIBRARIES, _OWN_GUIDES)) or (bool(installed) and installed[-1] != "bayeszoo")
 
 
 def place(filename: str, line: int | None) -> str:
