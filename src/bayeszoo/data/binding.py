@@ -7,6 +7,8 @@ constants are passed by keyword; `num_data` and `index` only to a model whose si
 from __future__ import annotations
 
 import inspect
+import types
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,8 +39,29 @@ def model_parameters(model: Model) -> dict[str, inspect.Parameter]:
         raise ValueError(
             f"the model is a {type(model).__name__}, but a PyroModule or a function is needed; give one that can be called"
         )
+    called = model.forward if isinstance(model, nn.Module) else model
+    if isinstance(called, types.FunctionType):
+        return _named(called, model)
+    if not isinstance(called, types.MethodType) or not isinstance(called.__func__, types.FunctionType):
+        return _read(called, model)
+    return _named(called.__func__, model, called)
+
+
+#: Every step of a fit on minibatches asks, and reading takes as long as a tenth of the step.
+_known: weakref.WeakKeyDictionary[types.FunctionType, dict[bool, dict[str, inspect.Parameter]]] = weakref.WeakKeyDictionary()
+
+
+def _named(function: types.FunctionType, model: Model, method: types.MethodType | None = None) -> dict[str, inspect.Parameter]:
+    """The parameters of a function, or of it as a method, read once."""
+    known = _known.setdefault(function, {})
+    if (method is not None) not in known:
+        known[method is not None] = _read(method or function, model)
+    return known[method is not None]
+
+
+def _read(called: Callable[..., Any], model: Model) -> dict[str, inspect.Parameter]:
     try:
-        signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+        signature = inspect.signature(called)
     except (TypeError, ValueError):
         raise ValueError(
             f"the signature of model {model_name(model)} cannot be read; wrap it into a Python function "
