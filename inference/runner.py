@@ -13,6 +13,7 @@ from torch import nn
 
 from .engine.compiled import Mode
 from .engine.convergence import Plan
+from .engine.interrupts import heard_between_steps
 from .engine.owned import GuideBuilder, own
 from .engine.progress import progress_callback
 from .engine.restart import Restart, Settings, Wishes
@@ -137,13 +138,15 @@ def _train_together(restarts: Sequence[Restart], wishes: Wishes) -> bool:
         with progress_callback(wishes.progress, name, first.settings.steps, 0, 1) as shown:
             loop.watchers = shown
             try:
-                first.ending(loop)
+                with heard_between_steps() as loop.ask:
+                    first.ending(loop)
             except NonFiniteError:
                 for history in loop.histories:
                     history.losses.clear()
                 return False  # one after another, so that the failure is told of the restart that it belongs to
             except KeyboardInterrupt:
-                for history in loop.histories:
+                for restart, history in zip(restarts, loop.histories, strict=True):
+                    restart.interrupted = True
                     history.stop_reason = f"interrupted after {len(history.losses)} steps"
         loop.unstack()
         seconds = time.perf_counter() - began

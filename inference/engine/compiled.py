@@ -460,6 +460,7 @@ class Engine:
             return
         if self.step.staged is not None:
             for row in range(first, first + count):
+                self.loop.ask()
                 self._stage(row)
                 self.compiled.call(*self._call(row))
         elif self.replay is not None:
@@ -469,6 +470,7 @@ class Engine:
                 self._cuda_graph(row).replay()
         else:
             for row in range(first, first + count):
+                self.loop.ask()
                 self.compiled.call(*self._call(row))
 
     def _call(self, row: int) -> list[Tensor]:

@@ -51,7 +51,8 @@ class _Noise(TorchFunctionMode):
         kwargs = kwargs or {}
         sampler = _SAMPLERS.get(func)
         if sampler is not None and kwargs.get("generator") is None:
-            drawn = sampler(self, *args, **kwargs)
+            whole = isinstance(dtype := kwargs.get("dtype"), torch.dtype) and not dtype.is_floating_point
+            drawn = None if whole else sampler(self, *args, **kwargs)
             if drawn is not None:
                 return drawn
         return func(*args, **kwargs)
@@ -83,42 +84,58 @@ def _rand(noise: _Noise, *args: Any, size: Any = None, dtype: Any = None, device
     return None if _unusual(kwargs) else noise.uniform(_sized(args, size), *_options(dtype, device))
 
 
-def _randn_like(noise: _Noise, like: Tensor, *, dtype: Any = None, device: Any = None, **kwargs: Any) -> Tensor | None:
+def _randn_like(
+    noise: _Noise, *args: Any, input: Any = None, dtype: Any = None, device: Any = None, **kwargs: Any
+) -> Tensor | None:
+    like = args[0] if args else input
     return None if _unusual(kwargs) else noise.normal(like.shape, dtype or like.dtype, device or like.device)
 
 
-def _rand_like(noise: _Noise, like: Tensor, *, dtype: Any = None, device: Any = None, **kwargs: Any) -> Tensor | None:
+def _rand_like(
+    noise: _Noise, *args: Any, input: Any = None, dtype: Any = None, device: Any = None, **kwargs: Any
+) -> Tensor | None:
+    like = args[0] if args else input
     return None if _unusual(kwargs) else noise.uniform(like.shape, dtype or like.dtype, device or like.device)
 
 
 def _unusual(kwargs: Any) -> bool:
     """Options that change more than shape, precision and device."""
-    return any(v not in (None, False) for k, v in kwargs.items() if k not in ("layout", "memory_format"))
+    return any(v is not None and v is not False for k, v in kwargs.items() if k not in ("layout", "memory_format"))
 
 
-def _fill_normal(noise: _Noise, tensor: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None) -> Tensor:
+def _fill_normal(noise: _Noise, tensor: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None) -> Tensor | None:
+    if not std >= 0:  # torch says what is wrong
+        return None
     draw = noise.normal(tensor.shape, tensor.dtype, tensor.device)
     return _fill(tensor, draw if (mean, std) == (0.0, 1.0) else mean + std * draw)
 
 
-def _fill_uniform(noise: _Noise, tensor: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Any = None) -> Tensor:
+def _fill_uniform(noise: _Noise, tensor: Tensor, low: float = 0.0, high: float = 1.0, **kwargs: Any) -> Tensor | None:
+    low, high = kwargs.get("from", low), kwargs.get("to", high)
+    if not low <= high:
+        return None
     draw = noise.uniform(tensor.shape, tensor.dtype, tensor.device)
     return _fill(tensor, draw if (low, high) == (0.0, 1.0) else low + (high - low) * draw)
 
 
-def _fill_exponential(noise: _Noise, tensor: Tensor, lambd: float = 1.0, *, generator: Any = None) -> Tensor:
+def _fill_exponential(noise: _Noise, tensor: Tensor, lambd: float = 1.0, *, generator: Any = None) -> Tensor | None:
+    if not lambd > 0:
+        return None
     return _fill(tensor, -torch.log1p(-noise.uniform(tensor.shape, tensor.dtype, tensor.device)) / lambd)
 
 
-def _bernoulli(noise: _Noise, probs: Tensor, *args: Any, generator: Any = None) -> Tensor | None:
-    return None if args else (noise.uniform(probs.shape, probs.dtype, probs.device) < probs).to(probs.dtype)
+def _bernoulli(noise: _Noise, *args: Any, input: Any = None, **kwargs: Any) -> Tensor | None:
+    probs = args[0] if args else input
+    if len(args) > 1 or kwargs.keys() - {"generator"}:
+        return None
+    return (noise.uniform(probs.shape, probs.dtype, probs.device) < probs).to(probs.dtype)
 
 
-def _multinomial(
-    noise: _Noise, probs: Tensor, num_samples: int, replacement: bool = False, *, generator: Any = None, out: Any = None
-) -> Tensor | None:
+def _multinomial(noise: _Noise, *args: Any, **kwargs: Any) -> Tensor | None:
     """By inversion: the number of cumulative probabilities below a uniform number."""
-    if out is not None or not (replacement or num_samples == 1):
+    given = dict(zip(("input", "num_samples", "replacement"), args, strict=False)) | kwargs
+    probs, num_samples = given["input"], given["num_samples"]
+    if given.get("out") is not None or not (given.get("replacement", False) or num_samples == 1):
         return None
     cumulative = probs.cumsum(-1)
     uniform = noise.uniform((*probs.shape[:-1], num_samples), probs.dtype, probs.device) * cumulative[..., -1:]
@@ -131,8 +148,10 @@ def _binomial(noise: _Noise, count: Tensor, prob: Tensor, generator: Any = None)
     return torch.binomial(count + torch.zeros_like(prob), prob + torch.zeros_like(count))
 
 
-def _dropout(noise: _Noise, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor | None:
-    if not training or inplace or p in (0.0, 1.0):
+def _dropout(
+    noise: _Noise, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, train: bool = True
+) -> Tensor | None:
+    if not (training and train) or inplace or not 0.0 < p < 1.0:
         return None
     keep = noise.uniform(input.shape, input.dtype, input.device) >= p
     return input * keep / (1 - p)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import inspect
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from ..target.start import CLIMB_LIMIT, DENSE_LIMIT, Start
 from .compiled import Compiler, Mode
 from .convergence import Plan, Tail
 from .guide_start import start_guide
+from .interrupts import heard_between_steps
 from .noise import kept_generators
 from .owned import Owned
 from .progress import progress_callback
@@ -160,7 +162,8 @@ class Restart:
         ) as shown:
             loop.watchers = [*loop.watchers, *shown]
             try:
-                self.ending(loop)
+                with heard_between_steps() as loop.ask:
+                    self.ending(loop)
             except NonFiniteError as error:
                 history.stop_reason = f"not converged: {error}"
                 if history.losses:
@@ -181,7 +184,7 @@ class Restart:
         began = time.perf_counter()
         run.evaluate(self.data, self.settings.seed)
         history.seconds["evaluation"] = time.perf_counter() - began
-        if start is not None and self.objective.surrogate is None and not history.losses:
+        if start is not None and self.objective.surrogate is None and not history.losses and not self.interrupted:
             history.losses = [float(x) for x in start.losses] or [run.loss]
             history.converged = start.converged
             history.stop_reason = "converged: the mode was found" if start.converged else f"not converged: {start.note}"
@@ -482,6 +485,12 @@ def _optimizer(
         )
     if callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer):
         probe = optimizer([nn.Parameter(torch.zeros(1))])
+        closure = inspect.signature(probe.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ValueError(
+                f"{type(probe).__name__} evaluates the loss several times a step, which a loss with new draws does not allow; take an "
+                "optimiser that steps along one gradient, torch.optim.Adam, say"
+            )
         return optimizer, float(probe.param_groups[0]["lr"])
     raise ValueError(
         "optimizer must be a learning rate, a torch.optim class or a functools.partial of one: the runner makes the optimiser "

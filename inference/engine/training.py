@@ -98,6 +98,7 @@ class Loop:
         watchers: called after every block of steps.
         pause: blocks end at multiples of so many steps, and after the first.
         compile: asked for the engine before each block of steps, until it has made one.
+        ask: raises KeyboardInterrupt where Ctrl-C has been pressed; called where losses and parameters are of the same step.
     """
 
     objective: Objective
@@ -116,6 +117,7 @@ class Loop:
     tail: Tail | None = None
     engine: Engine | None = None
     compile: Callable[[Loop], Engine | None] | None = None
+    ask: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.leaves = [p for p in self.parameters.values() if p.requires_grad]
@@ -137,9 +139,11 @@ class Loop:
             NonFiniteError: naming the site or parameter and the step; the parameters are those of the last finite loss.
         """
         while steps > 0:
+            self.ask()
             done = len(self.history.losses)
             if self.engine is None and self.compile is not None and done:
                 self.engine = self.compile(self)
+                self.ask()
             most = steps if self.pause is None else min(steps, self.pause - done % self.pause)
             first, count = self.tables.prepare(1 if self.callbacks or not done else most)
             factors = [self.factor(done + k) for k in range(count)] if callable(self.factor) else self.factor
@@ -149,6 +153,7 @@ class Loop:
                 self.tables.set_scalars(first, adam.scalars(self.optimizer, self.base_rates, done, count, factors))
             if self.engine is None or not self.engine.advance(first, count):
                 for k in range(count):
+                    self.ask()
                     self.step_eagerly(first + k, factors[k] if isinstance(factors, list) else factors)
             else:
                 for history in self.histories:

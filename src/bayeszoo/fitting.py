@@ -11,12 +11,14 @@ from torch import nn
 
 from . import guides, inference
 from .catalog import entry_of
+from .inference.engine.turns import in_turn
 from .inference.target.program import check_data, describe
 
 #: More latents than this and an unnamed guide is mean field instead of full rank.
 FULL_RANK_BELOW = 200
 
 
+@in_turn
 def fit(
     model: Callable[..., Any],
     data: Any,
@@ -48,7 +50,8 @@ def fit(
 
     With nothing but model, data and guide, the runner chooses start, step size, averaging and stopping itself, and
     `fit.converged` and `fit.stop_reason` say how it ended. The model and a ready guide that is a module are copied first, so
-    two fits never share parameters; modules that a plain function trains through `pyro.module` are trained in place.
+    two fits never share parameters; modules that a plain function trains through `pyro.module` are trained in place. Fits in
+    several threads wait for each other, as Pyro has one state a process. Ctrl-C ends a fit after a whole step and keeps it.
 
     Args:
         model: a `PyroModule`, or any Pyro callable.

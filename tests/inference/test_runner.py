@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyro
@@ -11,6 +13,10 @@ import torch
 from torch import Tensor
 
 import bayeszoo as bz
+from bayeszoo.inference.engine.compiled import Engine
+from bayeszoo.inference.engine.interrupts import heard_between_steps
+from bayeszoo.inference.engine.tables import Tables
+from bayeszoo.inference.engine.training import Loop
 
 
 @pytest.fixture
@@ -31,6 +37,66 @@ def test_one_interrupt_ends_all_restarts_and_keeps_the_fit(problem: Any) -> None
     assert "interrupted" in fit.stop_reason
     assert not fit.converged
     assert bool(torch.isfinite(fit.sample(5)["theta"]).all())
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("where", ["record", "_run", "step", "losses", "start"])
+def test_ctrl_c_leaves_losses_and_parameters_of_the_same_step(
+    where: str, compile: bool, problem: Any, uncompiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it falls; pressed in the middle of a step it is heard after it."""
+    owner, name = {
+        "record": (Loop, "record"),
+        "_run": (Engine, "_run"),
+        "step": (torch.optim.Adam, "step"),
+        "losses": (Tables, "losses"),
+        "start": (Loop, "advance"),
+    }[where]
+    original, calls = getattr(owner, name), []
+
+    def pressed(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == (1 if where == "start" else 3):
+            signal.raise_signal(signal.SIGINT)
+        return original(*args, **kwargs)
+
+    # Validation ends a compiled block now and then.
+    options: dict[str, Any] = {
+        "steps": 400, "optimizer": 0.05, "progress": False, "compile": compile, "validation": problem[1],
+    }  # fmt: skip
+    monkeypatch.setattr(owner, name, pressed)
+    fit = bz.fit(*problem, "mean_field", **options)
+    monkeypatch.undo()
+    if compile == (where == "step") and where in ("_run", "losses", "step"):
+        assert len(fit.losses) == 400  # this engine never comes there
+        return
+    steps = 0 if where == "start" else len(fit.losses)
+    assert fit.stop_reason.startswith(f"interrupted after {steps} steps")
+    assert not fit.converged
+    assert steps < 400
+    if steps:
+        again = bz.fit(*problem, "mean_field", **options | {"steps": steps})
+        assert fit.losses == pytest.approx(again.losses, rel=1e-12)
+        torch.testing.assert_close(fit.guide.location(), again.guide.location(), rtol=1e-9, atol=1e-12)
+
+
+def test_ctrl_c_that_is_pressed_twice_is_heard_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), heard_between_steps():  # noqa: PT012
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("still here")
+    with pytest.raises(KeyboardInterrupt), heard_between_steps():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_fits_in_threads_wait_for_each_other(problem: Any) -> None:
+    def fitted(seed: int) -> list[float]:
+        return bz.fit(*problem, "mean_field", steps=60, seed=seed, progress=False, compile=False).losses
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(fitted, range(8)))
+    assert found == [fitted(seed) for seed in range(8)]
 
 
 def test_a_callback_stops_the_fit(problem: Any) -> None:
@@ -330,3 +396,9 @@ def test_half_precision_is_refused(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=r"would in torch.b?float16; pass dtype=torch.float32"):
         bz.fit(bz.models.CoinFlip(), data, "mean_field", steps=10, compile=False, progress=False)
     assert bz.fit(bz.models.CoinFlip(), data, "mean_field", steps=3, dtype=torch.float32, compile=False, progress=False).losses
+
+
+def test_an_optimiser_that_evaluates_the_loss_itself_is_refused(problem: Any) -> None:
+    with pytest.raises(ValueError, match="LBFGS evaluates the loss several times a step"):
+        bz.fit(*problem, "mean_field", steps=5, optimizer=torch.optim.LBFGS, progress=False)
+    assert bz.fit(*problem, "mean_field", steps=5, optimizer=torch.optim.SGD, progress=False).losses

@@ -149,3 +149,46 @@ def test_draws_that_would_be_made_again_for_gradients_are_refused(compile: bool)
     data = bz.data.Data(inputs={}, observed=torch.zeros(1, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"torch.utils.checkpoint runs a part of the model again"):
         bz.fit(Model(), data, "mean_field", steps=5, progress=False, compile=compile)
+
+
+_chance = torch.full((3, 4), 0.5, dtype=torch.float64)
+#: Ways to write a call that torch allows.
+CALLS: dict[str, Callable[[], Any]] = {
+    "uniform_, to": lambda: torch.empty(3).uniform_(0, to=2.0),
+    "uniform_, from and to": lambda: torch.empty(3).uniform_(**{"from": 0.0, "to": 2.0}),
+    "uniform_, upside down": lambda: torch.empty(3).uniform_(2.0, 0.0),
+    "normal_, negative": lambda: torch.empty(3).normal_(0.0, -1.0),
+    "exponential_": lambda: torch.empty(3).exponential_(lambd=2.0),
+    "exponential_, negative": lambda: torch.empty(3).exponential_(-2.0),
+    "rand_like": lambda: torch.rand_like(input=_chance),
+    "randn_like": lambda: torch.randn_like(input=_chance),
+    "randn, out": lambda: torch.randn(2, out=torch.empty(2)),
+    "rand, whole": lambda: torch.rand(3, dtype=torch.int64),
+    "bernoulli": lambda: torch.bernoulli(input=_chance),
+    "bernoulli, p": lambda: torch.bernoulli(_chance, p=0.5),
+    "bernoulli, p of a method": lambda: _chance.bernoulli(p=0.5),
+    "bernoulli, out": lambda: torch.bernoulli(_chance, out=torch.empty_like(_chance)),
+    "multinomial": lambda: torch.multinomial(input=_chance, num_samples=1),
+    "multinomial, without replacement": lambda: torch.multinomial(_chance, 2),
+    "multinomial, with replacement": lambda: torch.multinomial(_chance, 2, True),
+    "dropout, train": lambda: torch.dropout(_chance, 0.5, train=True),
+    "dropout, not": lambda: torch.dropout(_chance, 0.5, train=False),
+    "dropout, all": lambda: torch.nn.functional.dropout(_chance, 1.0),
+    "dropout, too much": lambda: torch.nn.functional.dropout(_chance, 2.0),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_samplers_take_what_torch_takes(call: str) -> None:
+    """And say no where torch does."""
+
+    def outcome() -> Any:
+        try:
+            drawn = CALLS[call]()
+        except Exception as error:
+            return type(error)
+        return drawn.shape, drawn.dtype
+
+    wanted = outcome()
+    with FromRow(Row(torch.randn(100, dtype=torch.float64), torch.rand(100, dtype=torch.float64))):
+        assert outcome() == wanted
