@@ -23,7 +23,7 @@ from ..estimators.objective import Discrete, Estimator, Objective, analytic_kls,
 from ..estimators.reinforce import is_random
 from ..run import Run
 from ..target.density import EachDraw, guide_factors, model_factors
-from ..target.program import Program, base_of, check_data, describe, is_point_estimate, sample_sites, some_rows
+from ..target.program import Program, base_of, bound_rows, check_data, describe, is_point_estimate, sample_sites, some_rows
 from ..target.start import CLIMB_LIMIT, DENSE_LIMIT, Start
 from .compiled import Compiler, Mode
 from .convergence import Plan, Tail
@@ -87,9 +87,10 @@ class Restart:
     def __init__(self, number: int, owned: Owned, data: Any, settings: Settings, wishes: Wishes) -> None:
         self.number, self.owned, self.data, self.settings, self.wishes = number, owned, data, settings, wishes
         self.program: Program = describe(owned.model, data)
-        self.full: Mapping[str, Any] = data.bind(owned.model)
-        self.some = self._some()
         self.streamed = bool(getattr(data, "streamed", False))
+        by_batch = self.streamed and settings.batch_size is not None
+        self.full: Mapping[str, Any] = bound_rows(owned.model, data) if by_batch else data.bind(owned.model)
+        self.some = self._some()
         self.history = History()
         self.compiler = Compiler(wishes.compile, (owned.model, owned.guide), self.streamed)
         self.partial: Run | None = None
@@ -125,8 +126,6 @@ class Restart:
         self.seconds += time.perf_counter() - began
 
     def _start(self) -> Start | None:
-        if self.streamed and not hasattr(self.owned.model, "initial_values"):
-            return None
         # A network's mode is of interest only as an answer: it overfits, and a posterior is better begun small.
         named = {n for n, p in self.owned.parameters().items() if p.requires_grad}
         points = sorted(n for n in named if not n.startswith("guide."))

@@ -61,6 +61,8 @@ def new_inputs(data: Any, model: Any, inputs: Any, num_data: int | None) -> Inpu
     Raises:
         ValueError: for unknown or missing names, other shapes, or two numbers of rows.
     """
+    if getattr(data, "streamed", False):
+        data = data.select([0])  # one row shows what the others are like
     template = data.bind(model, observed=False)
     wanted = list(data.inputs)
     if isinstance(inputs, Tensor):

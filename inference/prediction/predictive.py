@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..engine.owned import Owned
 from ..target.density import guide_values
-from ..target.program import Fix, Program, Site
+from ..target.program import Fix, Program, Site, bound_rows
 from .draw_noise import DrawNoise, OneDraw
 from .likelihoods import Likelihoods, parameters_of
 from .new_inputs import Inputs
@@ -255,4 +255,4 @@ def latent_draws(run: Any, data: Any, num: int, seed: int) -> LatentDraws:
         # Discrete latents are drawn given all others and the data, all draws in one go; such models are small.
         drawn = run.draws(data, num, seed, discrete=True, score=False).values
         ready = {k: v for k, v in drawn.items() if not program.latents[k].local}
-    return LatentDraws(run.owned, program, data.bind(run.owned.model), seed, ready)
+    return LatentDraws(run.owned, program, bound_rows(run.owned.model, data), seed, ready)

@@ -200,6 +200,8 @@ def check_data(model: Any, data: Any, *, new: bool = False) -> None:
     """
     require_data(data)
     check = getattr(model, "check", None)
+    if getattr(data, "streamed", False):  # some rows, which may lack a class that others have
+        data, new = data.select(_spread(data)), True
     if new:
         check = getattr(model, "check_new", check)
     if callable(check):
@@ -209,13 +211,25 @@ def check_data(model: Any, data: Any, *, new: bool = False) -> None:
 def some_rows(model: Callable[..., Any], data: BoundData) -> Tensor | None:
     """Evenly spaced observations that a large data set can be read by; None where the model has to see all.
 
+    Of a streamed set nobody sees more than some at a time.
+
     A model has to say so, `by_rows = True`: it takes num_data and index, its shared latents are the same whatever rows it sees,
     latents of single observations have one prior, and it has no parameter for each row.
     """
-    mixed = getattr(data, "streamed", False) or getattr(data, "streams", None) is not None
-    if len(data) <= MANY or mixed or not getattr(model, "by_rows", False):
+    if getattr(data, "streamed", False):
+        return _spread(data)
+    if len(data) <= MANY or getattr(data, "streams", None) is not None or not getattr(model, "by_rows", False):
         return None
-    return torch.linspace(0, len(data) - 1, READ).round().long()
+    return _spread(data)
+
+
+def _spread(data: BoundData) -> Tensor:
+    return torch.linspace(0, len(data) - 1, min(READ, len(data))).round().long()
+
+
+def bound_rows(model: Callable[..., Any], data: BoundData) -> Mapping[str, Any]:
+    """The model's arguments: all rows, and of a streamed set, which is never in memory as a whole, some."""
+    return data.batch(_spread(data), model) if getattr(data, "streamed", False) else data.bind(model)
 
 
 def some_trace(model: Callable[..., Any], data: BoundData, rows: Tensor | None = None) -> poutine.Trace:
@@ -252,6 +266,8 @@ def describe(model: Callable[..., Any], data: BoundData) -> Program:
     """
     with quiet(seed=0), torch.no_grad():
         rows = some_rows(model, data)
+        if rows is not None and getattr(data, "streamed", False):
+            return _from_two_runs(rows, model, data)
         program = None if rows is None else _read_on(rows, model, data)
         return program or _described(some_trace(model, data), len(data))
 

@@ -61,4 +61,7 @@ def row_parts(program: Program, model: Callable[..., Any], data: BoundData, item
     shared = any(site.discrete and not site.local for site in latents)
     if not program.row_elements or len(data) != program.num_data or mixed or shared:
         return RowParts(model, data, len(data))
-    return RowParts(model, data, max(1, PART_BYTES // (program.row_elements * itemsize)))
+    rows = max(1, PART_BYTES // (program.row_elements * itemsize))
+    if getattr(data, "streamed", False):  # never all at once
+        rows = min(rows, -(-len(data) // 2))
+    return RowParts(model, data, rows)
