@@ -265,8 +265,8 @@ class Loop:
         grads = [p.grad for p in self.leaves if p.grad is not None]
         if not grads:
             return
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        if not bool(torch.isfinite(norm)):
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
+        if not math.isfinite(norm):
             bad = [n for n, p in self.parameters.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
             if bad:  # else the norm's square overflowed, and no element did
                 self._step_back()
@@ -274,7 +274,7 @@ class Loop:
                     f"the gradient of parameter '{bad[0]}' is not finite at step {number}; the fit stopped with the parameters of "
                     "the step before: lower the step size, pass clip_norm, or use dtype=torch.float64"
                 )
-        if self.clip_norm is not None and float(norm) > self.clip_norm:
+        if self.clip_norm is not None and norm > self.clip_norm:
             with torch.no_grad():
                 torch._foreach_copy_(grads, self.clipped(grads))
 
