@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,6 +28,14 @@ def problem() -> tuple[Any, bz.data.Data]:
     return bz.models.BayesianLinearRegression(2, noise_scale=0.3), bz.data.Data(inputs={"x": x}, observed=y)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler, which a run in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_one_interrupt_ends_all_restarts_and_keeps_the_fit(problem: Any) -> None:
     def interrupt(progress: Any) -> None:
         if progress.step == 15:
@@ -42,7 +51,7 @@ def test_one_interrupt_ends_all_restarts_and_keeps_the_fit(problem: Any) -> None
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("where", ["record", "_run", "step", "losses", "start"])
 def test_ctrl_c_leaves_losses_and_parameters_of_the_same_step(
-    where: str, compile: bool, problem: Any, uncompiled: None, monkeypatch: pytest.MonkeyPatch
+    where: str, compile: bool, problem: Any, ctrl_c: None, uncompiled: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever it falls; pressed in the middle of a step it is heard after it."""
     owner, name = {
@@ -80,7 +89,7 @@ def test_ctrl_c_leaves_losses_and_parameters_of_the_same_step(
         torch.testing.assert_close(fit.guide.location(), again.guide.location(), rtol=1e-9, atol=1e-12)
 
 
-def test_ctrl_c_that_is_pressed_twice_is_heard_at_once() -> None:
+def test_ctrl_c_that_is_pressed_twice_is_heard_at_once(ctrl_c: None) -> None:
     with pytest.raises(KeyboardInterrupt), heard_between_steps():  # noqa: PT012
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -88,6 +97,15 @@ def test_ctrl_c_that_is_pressed_twice_is_heard_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), heard_between_steps():
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_stays_with_whoever_has_taken_it(ctrl_c: None) -> None:
+    heard = []
+    signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+    with heard_between_steps() as ask:
+        signal.raise_signal(signal.SIGINT)
+        ask()
+    assert heard == [1]
 
 
 def test_fits_in_threads_wait_for_each_other(problem: Any) -> None:
