@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -71,14 +72,29 @@ def stats_group(arrays: Arrays) -> xr.Dataset:
 
 def observed_values(fit: Fit, data: Any) -> dict[str, Tensor]:
     """What the model sees at its observed sites when it is called with the data, in the model's units."""
+    return {k: site["value"] for k, site in _observed_sites(fit, data).items()}
+
+
+def _observed_sites(fit: Fit, data: Any) -> dict[str, Any]:
     with fit.run.owned.active(0), torch.no_grad():
         trace = some_trace(fit.model, data)
-    return {k: site["value"] for k, site in sample_sites(trace) if k in fit.program.observed}
+    return {k: site for k, site in sample_sites(trace) if k in fit.program.observed}
+
+
+def _shown(site: Any) -> Tensor:
+    """A site's value, -1 or NaN where a mask hides it: the label of an unlabelled picture."""
+    value, mask = site["value"], site["mask"]
+    if not isinstance(mask, Tensor) or bool(mask.all()):
+        return value
+    nothing = math.nan if value.is_floating_point() else -1
+    event = value.dim() - len(site["fn"].batch_shape)
+    shown = mask.expand(site["fn"].batch_shape)
+    return torch.where(shown.reshape(shown.shape + (1,) * event), value, torch.full_like(value, nothing))
 
 
 def observed_group(fit: Fit, labels: Labels) -> xr.Dataset:
     """What the model was conditioned on."""
-    values = observed_values(fit, fit.data)
+    values = {k: _shown(site) for k, site in _observed_sites(fit, fit.data).items()}
     return dataset(
         labels,
         {labels.variables[k]: (labels.dims[k], whole_numbers(values[k], site), k) for k, site in fit.program.observed.items()},

@@ -325,3 +325,11 @@ def test_bits_count_the_labels_that_are_there() -> None:
     found = fit.log_marginal(k=5)
     assert found.dims == pytest.approx(6 + 6 / 20)
     assert found.bits_per_dim == pytest.approx(-found.mean / (6.3 * 0.693147), rel=1e-5)
+
+
+def test_unknown_labels_are_exported_as_unknown() -> None:
+    data = pictures()
+    tree = fitted(data).to_arviz(5)
+    assert isinstance(data.observed, dict)
+    assert tree["observed_data"]["y"].to_numpy().tolist() == data.observed["y"].tolist()
+    assert -1 in data.observed["y"]
