@@ -238,7 +238,7 @@ def _keep(value: Any, keeper: Keeper, owners: Owners) -> bool:
         for place, key in reach.mentioned(value, owners):
             keeper.undo.append(functools.partial(_set_item, place, key, place[key]))
         keeper.mapping(vars(value))
-    elif content(value) is None and owners.of_another_library(kind):
+    elif owners.of_another_library(kind) and content(value) is None:
         return keeper.saved(value)
     else:
         keeper.mapping(reach.dictionary(value))

@@ -67,9 +67,8 @@ def is_plain(value: Any) -> bool:
 
 @by_class
 def _is_plain_kind(kind: Any) -> bool:
-    return (
-        issubclass(kind, _PLAIN) and not kind.__dictoffset__
-    )  # members of enumerations and a user's numbers can have attributes
+    # Members of enumerations and numbers of a class of the user's can have attributes.
+    return issubclass(kind, _PLAIN) and not kind.__dictoffset__
 
 
 def all_plain(values: Collection[Any]) -> bool:
