@@ -10,12 +10,12 @@ from bayeszoo.inference.engine.places import is_library
 @pytest.mark.parametrize(
     ("file", "library"),
     [
-        ("/opt/bayeszoo/.venv/lib/python3.12/site-packages/numpy/__init__.py", True),
-        ("/opt/project/.venv/lib/python3.12/site-packages/numpy/__init__.py", True),
+        ("/srv/bayeszoo/.venv/lib/python3.12/site-packages/numpy/__init__.py", True),
+        ("/srv/project/.venv/lib/python3.12/site-packages/numpy/__init__.py", True),
         ("/usr/lib/python3/dist-packages/pandas/core/frame.py", True),
-        ("/opt/project/.venv/lib/python3.12/site-packages/bayeszoo/models/coin_flip.py", False),
-        ("/opt/bayeszoo/models/coin_flip.py", False),
-        ("/opt/bayeszoo/mine.py", False),
+        ("/srv/project/.venv/lib/python3.12/site-packages/bayeszoo/models/coin_flip.py", False),
+        ("/srv/bayeszoo/models/coin_flip.py", False),
+        ("/srv/bayeszoo/mine.py", False),
         ("<frozen importlib._bootstrap>", True),
     ],
 )
