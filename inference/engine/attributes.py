@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from . import reach
-from .contents import Keeper, checksum, content, is_one_way, is_plain, pickled, same
+from .contents import Keeper, checksum, content, is_one_way, is_plain, is_unseen, pickled, same
 from .reach import MODULE_INTERNALS, Label, Owners, children
 
 
@@ -54,6 +54,11 @@ class Attributes:
             for label in before.held.keys() ^ now.held.keys():
                 return before.name_under(label)
         return ""
+
+    @property
+    def unseen(self) -> str:
+        """The name of one that may move on without a trace; empty if there is none."""
+        return next((node.name for node in self.picture.nodes if is_unseen(node.value)), "")
 
     def replaced(self, read: Iterable[Tensor], after: Attributes | None = None) -> str:
         """The name of one that held a tensor that was read, and holds another, or one with other memory, by then; empty if none does."""

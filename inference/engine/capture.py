@@ -94,6 +94,8 @@ def capture(
     make_fx(torch.zeros, tracing_mode="real")(1)  # what torch imports now draws from NumPy's generator, not the model
     changing = list(changing)
     attributes = Attributes(modules)
+    if attributes.unseen:
+        raise Uncapturable(f"whether '{attributes.unseen}' moves on cannot be seen, and a graph holds one value of it")
     generators = _generators()
     reads = _Reads(changing, None if fixed is None else list(fixed))
     try:

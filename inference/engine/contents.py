@@ -14,6 +14,7 @@ import functools
 import io
 import itertools
 import mmap
+import operator
 import pathlib
 import pickle
 import random
@@ -37,6 +38,9 @@ _PLAIN = (
 BUFFERS = (bytearray, array.array, memoryview, ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union)
 #: Of random numbers.
 GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random, torch.Generator)
+#: Modules of Python's own whose objects move on and are never sent back, and those that do not even say where they stand.
+_MOVE_ON = ("sqlite3", "zlib", "_bz2", "_lzma", "_queue", "_hashlib", "_md5", "_sha1", "_sha2", "_sha3", "_blake2")
+_UNSEEN = ("sqlite3.Cursor", "zlib.Compress", "zlib.Decompress", "_bz2.", "_lzma.LZMA", "_sre.SRE_Scanner")
 #: Numbers whose values are put back: of one tensor or array, and of all.
 _KEPT_ELEMENTS, _KEPT_IN_ALL = 32_000_000, 64_000_000
 
@@ -98,7 +102,23 @@ def is_one_way(value: Any) -> bool:
     kind = type(value)
     if is_read_on(value):
         return not isinstance(_position(value), int)
-    return is_iterator(kind) or issubclass(kind, np.random.SeedSequence) or kind.__module__ == "sqlite3"
+    return is_iterator(kind) or issubclass(kind, np.random.SeedSequence) or kind.__module__ in _MOVE_ON
+
+
+def is_unseen(value: Any) -> bool:
+    """Whether an object may have moved on without a trace: `re.finditer`'s, a cursor's, a decompressor's."""
+    kind = type(value)
+    if f"{kind.__module__}.{kind.__qualname__}".startswith(_UNSEEN):
+        return True
+    seen = not is_iterator(kind) or issubclass(kind, types.GeneratorType) or _numbers(value) or _is_reducible(value)
+    return not (seen or operator.length_hint(value, -1) >= 0)
+
+
+def _is_reducible(value: Any) -> bool:
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return type(value).__reduce__ is not object.__reduce__ and bool(value.__reduce__())
+    return False
 
 
 def same(a: Any, b: Any) -> bool:
@@ -143,9 +163,11 @@ def content(value: Any) -> Any:
     if issubclass(kind, types.GeneratorType):
         return None if value.gi_frame is None else value.gi_frame.f_lasti
     if is_iterator(kind):
-        return _numbers(value)
+        return _numbers(value), operator.length_hint(value, -1)
     if issubclass(kind, np.random.SeedSequence):
         return repr(value.state)
+    if kind.__module__ in _MOVE_ON and hasattr(kind, "hexdigest"):
+        return value.hexdigest(*((32,) if not value.digest_size else ()))
     if issubclass(kind, types.FunctionType):
         return value.__code__
     if issubclass(kind, (types.BuiltinMethodType, types.MethodWrapperType)):

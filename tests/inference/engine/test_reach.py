@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import bz2
 import collections
 import contextvars
 import csv
@@ -12,6 +13,7 @@ import decimal
 import enum
 import functools
 import gc
+import hashlib
 import importlib
 import io
 import itertools
@@ -20,10 +22,13 @@ import math
 import mmap
 import os
 import queue
+import re
 import sqlite3
+import struct
 import sys
 import types
 import weakref
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +42,9 @@ import torch
 import xarray
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
+from two_engines import slope
 
+import bayeszoo as bz
 from bayeszoo.inference.engine import attributes
 
 
@@ -460,6 +467,36 @@ def test_what_nothing_sends_back_is_not_tried_where_that_would_show(make: Any) -
         assert moving == ""
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: re.finditer("a", "aaa"),
+        lambda: sqlite3.connect(":memory:").cursor(),
+        zlib.decompressobj,
+        bz2.BZ2Compressor,
+        lambda: os.scandir("."),
+    ],
+)
+def test_what_moves_without_a_trace_is_named(make: Any) -> None:
+    held = {"plan": make()}
+    assert attributes.Attributes([lambda: held]).unseen.startswith("held.plan")
+    with attributes.kept_attributes([lambda: held]) as moving:
+        assert moving.startswith("held.plan")
+    if hasattr(held["plan"], "close"):
+        held["plan"].close()
+    held["plan"] = [iter([1]), csv.reader([]), struct.iter_unpack("d", bytes(80)), np.zeros(3).flat, zip(), {}.items(), map(str, [])]
+    assert attributes.Attributes([lambda: held]).unseen == ""
+
+
+@pytest.mark.parametrize("make", [hashlib.md5, hashlib.shake_128, lambda: struct.iter_unpack("d", bytes(80))])
+def test_checksums_and_unpackers_are_compared(make: Any) -> None:
+    held = make()
+    before = attributes.Attributes([lambda: held])
+    assert before.changed() == ""
+    next(held, None) if hasattr(held, "__next__") else held.update(b"a")
+    assert before.changed() == "held"
+
+
 def test_hooks_and_parameters_of_modules_are_seen() -> None:
     class Hook:
         n = 0
@@ -578,3 +615,45 @@ def test_what_cannot_be_read_is_left_alone() -> None:
     assert before.changed() == ""
     held.n = 2
     assert before.changed() == "n"
+
+
+class Counting(torch.nn.Module):
+    """Adds how often it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("n", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n += 0.01  # type: ignore[operator]
+        return x + self.n  # type: ignore[operator]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+def test_buffers_of_scripted_modules_are_followed_and_put_back() -> None:
+    scripted = torch.jit.script(torch.nn.Sequential(Counting()))
+    buffer = next(scripted.buffers())
+    picture = attributes.Attributes([lambda: scripted]).picture
+    assert any(node.value is buffer and node.name.endswith("0.n") for node in picture.nodes)
+    with attributes.kept_attributes([lambda: scripted]):
+        scripted(torch.zeros(()))
+        assert buffer > 0.0
+    assert buffer == 0.0
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+def test_a_scripted_network_that_counts_is_fitted_alike(eager_is_dear: None) -> None:
+    _, data = slope()
+    fits = []
+    for compile in (False, True, "auto"):
+        scripted = torch.jit.script(Counting())
+
+        def model(x: Tensor, y: Tensor | None = None, net: Any = scripted) -> Tensor:
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", len(x)):
+                return pyro.sample("y", dist.Normal(net(x * w), 1.0), obs=y)
+
+        fit = bz.fit(model, data, "mean_field", steps=40, seed=0, progress=False, compile=compile)  # type: ignore[arg-type]
+        fits.append((*fit.losses, next(scripted.buffers()).item()))
+    assert fits[1] == pytest.approx(fits[0], rel=1e-6)
+    assert fits[2] == pytest.approx(fits[0], rel=1e-6)
