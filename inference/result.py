@@ -264,10 +264,28 @@ class Fit:
         """log p(observation | draw) of the training data, (n, N) on the CPU, in nats.
 
         Chunked, so that no more than about 100 MB are held beside the result. Local discrete latents are summed out; other
-        latents of single observations take their drawn values.
+        latents of single observations take their drawn values. Observed sites that a latent which is summed out joins have one value
+        together, that of the first.
+
+        Args:
+            n: draws.
+            seed: of the draws.
+            site: which observed site, by default the first.
+
+        Raises:
+            ValueError: there is no such site, or it has no value of its own.
         """
+        if site is not None:
+            observed_site(self.program, site)
         draws = self.run.draws(self.data, n, self._seed(seed, 11), discrete=bool(self._global_discrete()), score=False)
-        return self.pointwise(self.run, draws.values, site, num=n)
+        try:
+            return self.pointwise(self.run, draws.values, site, num=n)
+        except KeyError as error:
+            if site is None or error.args != (site,):
+                raise
+            raise ValueError(
+                f"'{site}' is summed together with the other observed sites, and has no log likelihood of its own; leave site out for that of all"
+            ) from error
 
     def pointwise(self, run: Run, values: Mapping[str, Tensor], site: str | None = None, num: int = 1) -> Tensor:
         """log p(observation | values) for given draws of one restart, `num` where there are no latents; see `log_likelihood`."""

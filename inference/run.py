@@ -62,6 +62,16 @@ class Run:
             parts = self.parts(data, whole=discrete and bool(self.program.discrete))
             return draw(self.owned, self.program, parts, num, self.each, point=self.point, discrete=discrete, score=score)
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether posteriors are looked at observation by observation.
+
+        All latents belong to single ones, and there are many, or the guide is made to give each observation a q of its own.
+        """
+        if not self.program.local or not all(site.local for site in self.program.latents.values()):
+            return False
+        return self.program.num_local > FEW_LOCAL or hasattr(self.owned.guide, "amortized")
+
     def parts(self, data: Any, *, whole: bool = False) -> RowParts:
         """The rows of a data set in parts that fit into memory, or all of them in one.
 
@@ -78,7 +88,7 @@ class Run:
         size = sum(site.elements for site in sites)
         shared = sum(site.shape.numel() for site in self.program.continuous.values() if not site.local)
         num = max(6, min(num, EVALUATED_ELEMENTS // max(1, size), EVALUATED_PRODUCTS // max(1, shared * self.program.num_data)))
-        if self.program.one_by_one:
+        if self.one_by_one and self.program.num_local > FEW_LOCAL:
             num = min(num, EVALUATED_LOCAL)
         parts = self.parts(data)
         if self.objective.surrogate is not None or getattr(data, "streamed", False) or not self.program.latents:
@@ -103,9 +113,8 @@ class Run:
         draws = self.draws(data, num, seed + 1, discrete=False)
         assert draws.log_ratio is not None
         ratio = draws.log_ratio.double()
-        local = sum(site.shape.numel() for site in self.program.local.values())
         # One ratio over thousands of observations' own latents is never even; those are judged one by one.
-        if num >= 100 and local <= FEW_LOCAL and shared <= HOPELESS:
+        if num >= 100 and self.program.num_local <= FEW_LOCAL and not self.one_by_one and shared <= HOPELESS:
             self._check_moments(data, draws, seed)
         self.loss, self.loss_error = -float(ratio.mean()), float(ratio.std()) / math.sqrt(len(ratio))
 

@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from . import picture_networks
 from .contract import BoundData, data_plate
 from .pixels import Pixels
-from .vae import check_pictures, check_sizes, pixel_numbers
+from .vae import check_codes, check_pictures, check_sizes, picture_shape, pixel_numbers
 
 #: log p(y | c) of a label that is not the class: no evidence outweighs it, and it is finite.
 _WRONG = -1e25
+
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 _WANTED = (
     "a semi-supervised autoencoder explains pictures and labels: make Data(inputs={}, observed={'x': pictures, 'y': labels}), "
@@ -59,7 +61,7 @@ class SemiSupervisedVAE(PyroModule):
         super().__init__()
         if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
             raise ValueError(f"classes must be a whole number of at least 2, got {classes!r}")
-        self.shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+        self.shape = picture_shape(shape)
         check_sizes(self.shape, latents, hidden, layers, activation)
         self.classes, self.latents, self.hidden = classes, latents, tuple(hidden)
         self.layers, self.activation = layers, activation
@@ -99,12 +101,15 @@ class SemiSupervisedVAE(PyroModule):
         """Return the expected pictures `(N, *shape)` of styles `(N, latents)` and classes `(N,)`.
 
         Raises:
-            ValueError: a class is none of the model's.
+            ValueError: a class is none of the model's, or these are no such styles.
         """
         like = next(self.parameters())
-        if not isinstance(c, Tensor) or c.is_floating_point() or bool(((c < 0) | (c >= self.classes)).any()):
+        styles = check_codes(z, self.latents, "styles").to(like)
+        if not isinstance(c, Tensor) or c.dtype not in _WHOLE or bool(((c < 0) | (c >= self.classes)).any()):
             raise ValueError(f"classes are a tensor of whole numbers from 0 to {self.classes - 1}, got {c!r}")
-        return self.pixels.mean(self._out(z.to(like), c.to(like.device)))
+        if c.shape != (len(styles),):
+            raise ValueError(f"classes are one for each of the {len(styles)} styles, got shape {tuple(c.shape)}")
+        return self.pixels.mean(self._out(styles, c.to(like.device)))
 
     def inference_network(self) -> nn.Module:
         """Return a fresh body for the guide, from pictures to features, the generator's mirror image."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -56,7 +57,7 @@ class VAE(PyroModule):
         generator: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+        self.shape = picture_shape(shape)
         check_sizes(self.shape, latents, hidden, layers, activation)
         self.latents, self.hidden, self.layers, self.activation = latents, tuple(hidden), layers, activation
         self.pixels = Pixels(likelihood, levels)
@@ -95,10 +96,12 @@ class VAE(PyroModule):
             return pyro.sample("x", self.pixels.distribution(self._out(z), len(self.shape)), obs=x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the expected pictures `(N, *shape)` of codes `(N, latents)`, on the model's device; of a fit, ask `fit.model`."""
-        if z.dim() != 2 or z.shape[1] != self.latents:
-            raise ValueError(f"codes must have the shape (N, {self.latents}), got {tuple(z.shape)}")
-        return self.pixels.mean(self._out(z.to(next(self.parameters()))))
+        """Return the expected pictures `(N, *shape)` of codes `(N, latents)`, on the model's device; of a fit, ask `fit.model`.
+
+        Raises:
+            ValueError: these are no such codes.
+        """
+        return self.pixels.mean(self._out(check_codes(z, self.latents).to(next(self.parameters()))))
 
     def inference_network(self) -> nn.Module:
         """Return a fresh body for q(z | x), from pictures to features, the generator's mirror image."""
@@ -145,6 +148,22 @@ def pixel_numbers(generator: nn.Module, codes: Tensor, shape: tuple[int, ...], p
     return out
 
 
+def check_codes(z: Any, latents: int, word: str = "codes") -> Tensor:
+    """Return codes, a tensor or an array, as a tensor; raise ValueError unless they are real numbers, `(N, latents)`."""
+    try:
+        codes = torch.as_tensor(z)
+    except (TypeError, ValueError, RuntimeError):
+        codes = torch.zeros((), dtype=torch.bool)
+    if codes.is_complex() or codes.dtype == torch.bool:
+        got = z.dtype if isinstance(z, (Tensor, np.ndarray)) else type(z).__name__
+        raise ValueError(f"{word} must be a tensor of numbers of shape (N, {latents}), got {got}")
+    if codes.dim() != 2 or codes.shape[1] != latents:
+        raise ValueError(f"{word} must have the shape (N, {latents}), got {tuple(codes.shape)}")
+    if not bool(codes.isfinite().all()):
+        raise ValueError(f"{word} must be finite numbers, and row {int((~codes.isfinite()).any(1).nonzero()[0])} holds others")
+    return codes
+
+
 def check_pictures(x: Tensor, shape: tuple[int, ...], pixels: Pixels, *, drawn: bool = True) -> None:
     """Raise ValueError where pictures have another shape, or pixels outside of what can be drawn, or, undrawn, of their range."""
     if tuple(x.shape) == shape:
@@ -158,10 +177,18 @@ def check_pictures(x: Tensor, shape: tuple[int, ...], pixels: Pixels, *, drawn: 
     (pixels.check if drawn else pixels.check_range)(x)
 
 
+def picture_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """Return a shape as a tuple, NumPy's whole numbers as Python's."""
+    sizes = shape if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
+    return tuple(int(size) if isinstance(size, np.integer) else size for size in sizes)  # type: ignore[misc]
+
+
 def check_sizes(shape: tuple[int, ...], latents: int, hidden: Sequence[int], layers: str, activation: str) -> None:
     """Raise ValueError unless these make networks between pictures and codes."""
     if not isinstance(hidden, Sequence) or isinstance(hidden, str):
         raise ValueError(f"hidden takes the widths of the layers, such as (200, 200), got {hidden!r}")
+    if not shape:
+        raise ValueError("shape takes the number of pixels, (D,), or (C, H, W), got ()")
     numbers = {"shape": shape, "hidden": tuple(hidden), "latents": (latents,)}
     for name, values in numbers.items():
         if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):

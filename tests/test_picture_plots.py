@@ -145,6 +145,7 @@ def test_bad_arguments(fit: bz.inference.Fit) -> None:
         r"that of a single one; give \(N, ...\)": lambda: plots.plot_reconstructions(fit, fit.data.observed[0]),
         "from 0 to 299, got True": lambda: plots.plot_traversals(fit, row=True),
         "reach is how far .* got nan": lambda: plots.plot_traversals(fit, reach=float("nan")),
+        "reach is how far .* got 'a'": lambda: plots.plot_traversals(fit, reach="a"),
         "at least two observations": lambda: plots.plot_codes(fit, fit.data.observed[:1]),
         "columns must be a whole number": lambda: plots.plot_samples(fit, columns=0),
         "n must be a whole number of at least 1, got -1": lambda: plots.plot_samples(fit, -1),

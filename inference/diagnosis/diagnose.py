@@ -48,7 +48,7 @@ def diagnose(fit: Fit, reference: Any = None, n: int = 1000, held_out: Any = Non
         ValueError: too few draws, a model without latents, or held-out data that do not fit.
     """
     check_draws(fit, n, LEAST_DRAWS)
-    if fit.program.one_by_one:
+    if fit.run.one_by_one:
         return diagnose_observations(fit, n, held_out, fit.seed if seed is None else seed)
     doubts: list[str] = []
     notes: list[str] = []

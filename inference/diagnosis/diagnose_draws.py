@@ -156,7 +156,7 @@ def judge_weights(material: Material, doubts: list[str], notes: list[str]) -> No
     if weights is None:
         notes.append(_absent(material))
         return
-    local = sum(site.shape.numel() for site in fit.program.local.values())
+    local = fit.program.num_local
     if local:
         if len(fit.program.local) < len(fit.program.continuous):
             says = "it is pessimistic for the shared latents"

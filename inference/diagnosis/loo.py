@@ -46,7 +46,7 @@ def loo(fit: Fit, n: int = 1000, *, site: str | None = None, seed: int | None = 
             f"LOO weighs draws by log p - log q, and guide '{fit.settings.guide or fit.run.family}' has no log q over the model's "
             "latents, its objective being a surrogate; use a family with the objective 'elbo', such as 'mean_field'"
         )
-    if fit.program.one_by_one:
+    if fit.run.one_by_one:
         raise ValueError(
             "LOO weighs draws of what observations share, and here each has latents of its own and the rest are points; score observations "
             "that were held out, fit.log_marginal(test)"
@@ -63,10 +63,15 @@ def loo_of(fit: Fit, draws: Draws, site: str | None = None) -> Any:
         )
     labels = Labels(fit.program, fit.model, fit.data)
     tree, note = log_likelihood_tree(fit, labels, fit.run, draws)
-    found = [name for name in fit.program.observed if labels.variables[name] in tree["log_likelihood"].data_vars]
+    variables = {
+        site: name
+        for name, held in tree["log_likelihood"].data_vars.items()
+        for site in held.attrs.get("site", name).split(", ")
+    }
+    found = list(variables)
     if not found:
         raise ValueError(f"LOO leaves out one observation at a time, but {note}; open a plate over the rows in the model")
-    if site is None and len(found) > 1:
+    if site is None and len(set(variables.values())) > 1:
         raise ValueError(f"the model observes {', '.join(found)}; say which one with site=")
     if site is not None and site not in found:
         near = difflib.get_close_matches(site, found, 1)
@@ -75,5 +80,5 @@ def loo_of(fit: Fit, draws: Draws, site: str | None = None) -> Any:
         )
     stats = tree["sample_stats"]
     return arviz_stats.loo_approximate_posterior(
-        tree, stats["log_p"], stats["log_q"], pointwise=True, var_name=labels.variables[site or found[0]]
+        tree, stats["log_p"], stats["log_q"], pointwise=True, var_name=variables[site or found[0]]
     )

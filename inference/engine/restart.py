@@ -32,7 +32,7 @@ from .interrupts import heard_between_steps
 from .noise import kept_generators
 from .owned import Owned
 from .progress import progress_callback
-from .schedule import SCHEDULES, Schedule, constant, cosine, run_automatic, run_fixed
+from .schedule import SCHEDULES, Schedule, checked, constant, cosine, run_automatic, run_fixed
 from .tables import Tables
 from .training import Callback, History, Loop, NonFiniteError
 
@@ -399,7 +399,7 @@ class Restart:
         if schedule is None:
             return cosine if self.wishes.optimizer is None else constant
         if callable(schedule):
-            return schedule
+            return checked("schedule", schedule)
         if schedule not in SCHEDULES:
             raise ValueError(
                 f"unknown schedule '{schedule}'; choose one of {', '.join(SCHEDULES)}, or pass a function (step, steps) -> factor"
@@ -420,7 +420,8 @@ class Restart:
             return lambda step: float(weight)
         if steps is None:
             raise ValueError("kl_weight as a function of (step, steps) needs the number of steps: pass steps or epochs")
-        return lambda step: float(weight(step, steps))
+        each, last = checked("kl_weight", weight), steps
+        return lambda step: each(step, last)
 
     def _validator(self) -> Callback:
         """Records a held-out observation's loss in nats every 50 steps: -E_q log p(y | z), or its negative ELBO where all of z is its own."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,40 @@ def linear(step: int, steps: int) -> float:
 
 
 SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "linear": linear}
+
+
+def checked(word: str, function: Schedule) -> Schedule:
+    """A user's function of (step, steps), whose answers are looked at.
+
+    Raises:
+        ValueError: it does not take these two, and later where it returns something else than a number that is not negative.
+    """
+    if not _takes_two(function):
+        raise ValueError(f"{word} as a function is called with (step, steps), and this one does not take them")
+
+    def at(step: int, steps: int) -> float:
+        value: Any = function(step, steps)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if isinstance(value, str) or not (math.isfinite(number) and number >= 0):
+            raise ValueError(
+                f"{word}(step, steps) must return a number that is not negative, and at step {step} of {steps} it returned {value!r}"
+            )
+        return number
+
+    return at
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(0, 1)
+    except TypeError:
+        return False
+    except ValueError:  # some functions of C have no signature
+        pass
+    return True
 
 
 def run_fixed(loop: Loop, steps: int, schedule: Callable[[int, int], float]) -> None:

@@ -29,7 +29,7 @@ EXAMPLES = 20
 
 
 def choose_rows(fit: Fit, rows: Any, draws: int, *, seed: int) -> Tensor | None:
-    """The rows of the training data whose likelihood is looked at, ascending; None for all.
+    """The rows of the training data whose likelihood is looked at, in the order that was given; None for all.
 
     Args:
         rows: how many, drawn at random; a tensor of row numbers; or None for as many as the two limits above allow.
@@ -58,10 +58,10 @@ def choose_rows(fit: Fit, rows: Any, draws: int, *, seed: int) -> Tensor | None:
         found = torch.zeros(0)
     if found.dim() != 1 or not len(found) or found.is_floating_point() or found.dtype == torch.bool:
         raise ValueError(f"rows must be a number of observations or a tensor of row numbers, got {rows!r}")
-    found = found.long().unique()
-    if int(found[0]) < 0 or int(found[-1]) >= num:
-        raise ValueError(f"rows must lie between 0 and {num - 1}, but they reach from {int(found[0])} to {int(found[-1])}")
-    return None if len(found) == num else found
+    found = torch.tensor(list(dict.fromkeys(found.long().tolist())))
+    if int(found.min()) < 0 or int(found.max()) >= num:
+        raise ValueError(f"rows must lie between 0 and {num - 1}, but they reach from {int(found.min())} to {int(found.max())}")
+    return None if torch.equal(found, torch.arange(num)) else found
 
 
 def on_rows(fit: Fit, rows: Tensor | None) -> Fit:
@@ -89,9 +89,7 @@ def examples_of(fit: Fit, rows: Any, *, seed: int, most: int = EXAMPLES) -> tupl
     """
     if rows is None and len(fit.data) > most:
         rows = torch.linspace(0, len(fit.data) - 1, most).round().long().unique()
-    if rows is None:
-        return fit, None
-    cut = choose_rows(fit, rows, 1, seed=seed)
+    cut = None if rows is None else choose_rows(fit, rows, 1, seed=seed)
     part = on_rows(fit, cut)
     return dataclasses.replace(part, data=dataclasses.replace(part.data, observation_dim="example")), cut
 

@@ -3,7 +3,8 @@
     chain = restart, draw = draw from that restart's guide
 
 Groups: posterior, posterior_predictive, prior, prior_predictive, log_likelihood, observed_data, constant_data
-and sample_stats (`log_p`, `log_q` of every draw). Networks also have `f`, their outputs at some inputs, in the posterior and
+and sample_stats (`log_p`, `log_q` of every draw). Models whose latents all belong to single observations have `log_marginal` and
+`log_conditional` in place of log_likelihood. Networks also have `f`, their outputs at some inputs, in the posterior and
 the prior: what R-hat, effective sizes and figures should look at. Of a large network few weights and, where its data are
 large, a part of the observations are exported; attributes that end in `_note` say which, and why a group is absent. Networks of
 adaptive depth have the group `depth`: the probabilities of 0 to L layers for some inputs.
@@ -62,9 +63,10 @@ def to_arviz(
             site -> positions (k,) in the flattened value or (k, dims), or False for none. By default all; ten a site of networks
             with more than 2,000 weights. Of networks this is about the weights: a noise scale is always there.
         rows: of networks, the observations whose likelihood and simulations are stored: a number of random ones, or a tensor of
-            row numbers. By default all, or as many as half a minute and 800 MB a group allow. Of models with thousands of latents,
-            all of single observations, such as a VAE, the examples to look at: everything is about these, along the dimension
-            `example`, and the group log_marginal holds log p of each with its latents integrated out. By default 20.
+            row numbers. By default all, or as many as half a minute and 800 MB a group allow. Of models whose latents all belong to
+            single observations, such as a VAE, the examples to look at: everything is about these, along the dimension `example`.
+            By default 20. In place of log_likelihood there are then log_marginal, log p of each example with its latents integrated
+            out, and log_conditional, log p of each given the draws, which no LOO may take for the first.
         depths: of networks of adaptive depth, the examples of the group `depth`: p(z | x, y), averaged over the draws, and q(z | x)
             (chain, depth_input, depth). `Data`, by default the first 100 rows of the training data; False for no such group.
         seed: by default the fit's own; then the best restart's chain is `fit.sample(n)`.
@@ -79,7 +81,7 @@ def to_arviz(
     check_draws(fit, n)
     seed = fit.seed if seed is None else seed
     network = is_network(fit.model, fit.program)
-    singly = fit.program.one_by_one and not network
+    singly = fit.run.one_by_one and not network
     if not network and ((rows is not None and not singly) or not (functions is None or functions is False)):
         raise ValueError(
             f"{'rows' if rows is not None else 'functions'} is for networks, models with outputs(weights, x) such as BayesianNN; "
@@ -109,13 +111,19 @@ def to_arviz(
     else:
         draws = [run_draws(fit, run, n, seed) for run in fit.runs]
         found = collect(fit, draws, chosen, log_likelihood=log_likelihood, predictive=predictive, seed=seed)
+    pointwise = log_likelihood_group(labels, fit.program, found.log_likelihood)
     groups = {
         "posterior": samples(labels, fit.program.latents, found.posterior),
         "posterior_predictive": samples(labels, fit.program.observed, found.predictive),
-        "log_likelihood": log_likelihood_group(labels, fit.program, found.log_likelihood),
+        "log_conditional" if singly else "log_likelihood": pointwise,
         "sample_stats": stats_group(found.stats),
     }
     notes = found.notes | _notes(fit, chosen, cut, seed)
+    if singly and log_likelihood:
+        notes["log_likelihood_note"] = (
+            "LOO weighs draws of what observations share, and here each has latents of its own: log_conditional holds log p of each "
+            f"given their draws{', log_marginal with these integrated out' if fit.objective == 'elbo' else ''}"
+        )
     if examples is not None:
         notes["rows_note"] = f"{len(examples)} of the {len(whole.data)} observations, everywhere; rows= takes others"
     if at_depths is not None:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 #: A group's slice that is computed at once, in bytes; a few copies of it are held beside the group.
 SLICE_BYTES = 20_000_000
 
-Arrays = dict[str, np.ndarray]
+#: By site, or by the sites that have one value together.
+Arrays = dict[Any, np.ndarray]
 
 
 @dataclass
@@ -105,9 +106,13 @@ def sample_stats(all_draws: list[Draws]) -> Arrays:
 
 
 def log_likelihoods(fit: Fit, runs: list[Run], all_draws: list[Draws]) -> tuple[Arrays, str]:
-    """log p(observation | draw), observed site -> (C, n, N), and a note on what is missing."""
+    """log p(observation | draw), observed site -> (C, n, N), and a note on what is missing.
+
+    Sites that a local discrete latent joins are summed over it together, and are one entry.
+    """
     out: Arrays = {}
-    notes = []
+    notes: list[str] = []
+    joined: list[str] = []
     num = len(all_draws[0].log_p)
     for name, site in fit.program.observed.items():
         plate = observation_plate(site, len(fit.data))
@@ -125,7 +130,10 @@ def log_likelihoods(fit: Fit, runs: list[Run], all_draws: list[Draws]) -> tuple[
                     part = part.sum(rest) if rest else part
                     fill(out, name, part.numpy(), len(runs), num, chain, where)
         except KeyError:
-            notes.append(f"'{name}' is summed together with the other observed sites, whose log likelihood includes it")
+            joined.append(name)
+    if joined:  # to the first
+        first = next(iter(fit.program.observed))
+        out = {(first, *joined) if name == first else name: values for name, values in out.items()}
     return out, "; ".join(notes)
 
 

@@ -51,9 +51,11 @@ def samples(labels: Labels, names: Iterable[str], arrays: Arrays) -> xr.Dataset:
 
 
 def log_likelihood_group(labels: Labels, program: Program, arrays: Arrays) -> xr.Dataset:
-    """One value an observation and draw."""
-    sites = [name for name in program.observed if name in arrays]
-    return dataset(labels, {labels.variables[k]: ((*SAMPLE_DIMS, labels.observation), arrays[k], k) for k in sites})
+    """One value an observation and draw; sites that have one together are one variable, whose attribute `site` names them."""
+    dims = (*SAMPLE_DIMS, labels.observation)
+    alone = {labels.variables[k]: (dims, arrays[k], k) for k in program.observed if k in arrays}
+    together = {"_".join(labels.variables[k] for k in sites): sites for sites in arrays if isinstance(sites, tuple)}
+    return dataset(labels, alone | {name: (dims, arrays[sites], ", ".join(sites)) for name, sites in together.items()})
 
 
 def marginal_group(labels: Labels, found: LogMarginal) -> xr.Dataset:

@@ -18,7 +18,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..draws import chunk_size, map_random
+from ..draws import check_seed, chunk_size, map_random
 from ..target.program import Fix, check_data, require_data
 from .new_inputs import new_inputs, new_observations, observed_site
 from .picture_statistics import STATISTICS, Statistic, plane
@@ -104,6 +104,12 @@ def _summaries(values: Tensor) -> dict[str, Tensor]:
     return {"mean": values.mean(1), "sd": values.std(1)}
 
 
+def _pictures_of(fit: Fit) -> str | None:
+    """The one observed site that is an array an observation, where others are not: labels."""
+    arrays = [name for name, site in fit.program.observed.items() if site.local and site.event_dim]
+    return arrays[0] if len(arrays) == 1 else None
+
+
 def check_pictures(
     fit: Fit,
     data: Any = None,
@@ -117,7 +123,8 @@ def check_pictures(
     """Compares pictures with sets drawn from the model; `Fit.check_pictures` documents the arguments."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 2:
         raise ValueError(f"n must be a whole number of sets to draw, at least 2, got {n!r}")
-    found = observed_site(fit.program, site)
+    check_seed(fit.seed if seed is None else seed)
+    found = observed_site(fit.program, site or _pictures_of(fit))
     if not found.local or found.event_dim < 1 or len(found.batch_shape) != 1:
         raise ValueError(
             f"check_pictures is for models of pictures, and '{found.name}' is no array an observation; use to_arviz"
@@ -126,8 +133,8 @@ def check_pictures(
         data = fit.data
         if len(data) > PICTURES:
             data = data.select(torch.linspace(0, len(data) - 1, PICTURES).round().long())
-    if isinstance(data, Tensor):
-        data = new_observations(fit.data, data)
+    if isinstance(data, (Tensor, np.ndarray)):
+        data = new_observations(fit.data, torch.as_tensor(data))
     require_data(data)
     data = data.to(fit.device, fit.dtype)
     check_data(fit.model, data, new=True)
@@ -136,7 +143,9 @@ def check_pictures(
         raise ValueError(
             f"check_pictures takes at least two pictures of shape {tuple(found.shape[1:])}, got {tuple(pictures.shape)}"
         )
-    chosen = dict(STATISTICS if statistics is None else statistics)
+    chosen = STATISTICS if statistics is None else statistics
+    if not isinstance(chosen, Mapping) or not chosen or not all(map(callable, chosen.values())):
+        raise ValueError(f"statistics takes functions by name, such as {{'ink': lambda x: x.mean((1, 2))}}, got {statistics!r}")
     lie = plane(found.shape[1:], size)
 
     def measured(x: Tensor) -> dict[str, Tensor]:
@@ -145,9 +154,10 @@ def check_pictures(
 
     observed = measured(pictures)
     for name, values in observed.items():
-        if values.shape != (len(pictures),):
+        if not isinstance(values, Tensor) or values.shape != (len(pictures),):
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
-                f"a statistic takes pictures (N, H, W) and returns (N,), and '{name}' returned {tuple(values.shape)} for {len(pictures)}"
+                f"a statistic takes pictures (N, H, W) and returns a tensor (N,), and '{name}' returned {got} for {len(pictures)}"
             )
     inputs = new_inputs(fit.data, fit.model, data.inputs or None, None if data.inputs else len(pictures))
     seed = fit.seed if seed is None else seed

@@ -118,10 +118,9 @@ class Program:
         return max([1, *(site.elements // max(1, self.num_data) for site in sites)])
 
     @property
-    def one_by_one(self) -> bool:
-        """Whether all latents belong to single observations, so many that posteriors are looked at one by one."""
-        size = sum(site.shape.numel() for site in self.local.values())
-        return size > FEW_LOCAL and all(site.local for site in self.latents.values())
+    def num_local(self) -> int:
+        """Numbers in the continuous latents of single observations, all together."""
+        return sum(site.shape.numel() for site in self.local.values())
 
     @property
     def local(self) -> dict[str, Site]:

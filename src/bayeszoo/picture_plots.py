@@ -6,7 +6,7 @@ Each draws into `ax`, or into a new figure, and returns the axes; all are names 
 from __future__ import annotations
 
 import math
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -154,7 +154,7 @@ def plot_traversals(
     decode, width = _decoder(fit)
     _check_count("columns", columns)
     units = fit.active_units(data)
-    if not math.isfinite(reach):
+    if isinstance(reach, bool) or not isinstance(reach, Real) or not math.isfinite(reach):
         raise ValueError(f"reach is how far a number of the code moves to either side, got {reach!r}")
     if isinstance(row, bool) or not isinstance(row, Integral) or not 0 <= row < len(units.codes):
         raise ValueError(f"row is the number of an observation, from 0 to {len(units.codes) - 1}, got {row!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -249,6 +250,11 @@ def test_kl_weight_anneals_and_ends_at_the_elbo(problem: Any) -> None:
     [
         ({"kl_weight": -1.0}, "must not be negative"),
         ({"kl_weight": lambda step, steps: 1.0}, "needs the number of steps"),
+        ({"kl_weight": lambda step: 1.0, "steps": 9}, "kl_weight as a function is called with .step, steps."),
+        ({"kl_weight": lambda step, steps: 1.0 - step, "steps": 9}, "not negative, and at step 2 of 9 it returned -1.0"),
+        ({"kl_weight": lambda step, steps: "a", "steps": 9}, "at step 0 of 9 it returned 'a'"),
+        ({"schedule": lambda step: 1.0, "steps": 9}, "schedule as a function is called with"),
+        ({"schedule": lambda step, steps: math.nan, "steps": 9}, "at step 0 of 9 it returned nan"),
         ({"kl_weight": 0.5, "loss": "importance_weighted"}, "importance-weighted bound has no KL term"),
     ],
 )

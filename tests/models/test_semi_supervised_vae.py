@@ -303,7 +303,7 @@ def test_what_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "named"), [([0, 12], "12"), ([-1], "-1"), ([0.5], "0.5"), (torch.ones(3, dtype=torch.bool), "True")]
+    ("rows", "named"), [([0, 12], "12"), ([-1], "-1"), ([0.5], "0.5"), ("a", "'a'"), (torch.ones(3, dtype=torch.bool), "True")]
 )
 def test_rows_that_are_not_there_cannot_be_labelled(rows: Any, named: str) -> None:
     data = bz.data.Data({"x": torch.rand(12, 4)}, torch.arange(12) % 3)
@@ -319,6 +319,29 @@ def test_classes_that_are_none_are_not_decoded() -> None:
             model.decode(torch.zeros(2, 2), c)  # type: ignore[arg-type]
 
 
+def test_styles_that_are_none_are_not_decoded() -> None:
+    model = bz.models.SemiSupervisedVAE(6, K, latents=2, hidden=(5,))
+    c = torch.tensor([0, 1])
+    for z, words in (
+        (torch.zeros(2, 3), r"styles must have the shape \(N, 2\), got \(2, 3\)"),
+        (torch.zeros(1, 2, 2), r"got \(1, 2, 2\)"),
+        (torch.zeros(3, 2), "one for each of the 3 styles"),
+        (None, "got NoneType"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model.decode(z, c)  # type: ignore[arg-type]
+
+
+def test_what_is_joined_by_the_class_has_one_value_and_pictures_are_checked_without_a_name() -> None:
+    fit = fitted(pictures())
+    assert fit.log_likelihood(5).shape == (5, len(fit.data))
+    with pytest.raises(ValueError, match="'x' is summed together with the other observed sites"):
+        fit.log_likelihood(5, site="x")
+    with pytest.raises(ValueError, match="unknown observed site 'X'"):
+        fit.log_likelihood(5, site="X")
+    assert set(fit.check_pictures(n=3, size=(2, 3)).observed) == set(fit.check_pictures(n=3, size=(2, 3), site="x").observed)
+
+
 def test_bits_count_the_labels_that_are_there() -> None:
     data = pictures(labelled=6, rows=20)
     fit = bz.fit(bz.models.SemiSupervisedVAE(6, K, latents=2, hidden=(5,)), data, steps=3, compile=False, progress=False)
@@ -329,7 +352,10 @@ def test_bits_count_the_labels_that_are_there() -> None:
 
 def test_unknown_labels_are_exported_as_unknown() -> None:
     data = pictures()
-    tree = fitted(data).to_arviz(5)
+    tree = fitted(data).to_arviz(5, rows=len(data))
+    # The class is summed over both sites together.
+    assert tree["log_conditional"]["y_x"].attrs["site"] == "y, x"
+    assert list(tree["log_conditional"].data_vars) == ["y_x"]
     assert isinstance(data.observed, dict)
     assert tree["observed_data"]["y"].to_numpy().tolist() == data.observed["y"].tolist()
     assert -1 in data.observed["y"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -141,6 +142,14 @@ def test_chances_follow_rows_and_devices() -> None:
         bz.data.load("diabetes").binarized(seed=0)
 
 
+def test_codes_may_be_an_array_and_sizes_numpys() -> None:
+    model = bz.models.VAE(np.int64(9), 2)  # type: ignore[arg-type]
+    assert model.shape == (9,)
+    codes = np.array([[0.5, -1.0]])
+    with torch.no_grad():
+        torch.testing.assert_close(model.decode(codes), model.decode(torch.tensor([[0.5, -1.0]])))  # type: ignore[arg-type]
+
+
 def test_what_is_refused(digits: tuple[bz.data.Data, bz.data.Data]) -> None:
     vae = bz.models.VAE
     labelled = bz.data.load("digits")
@@ -154,6 +163,11 @@ def test_what_is_refused(digits: tuple[bz.data.Data, bz.data.Data]) -> None:
         "unknown activation": lambda: vae(64, 2, activation="sine"),
         "generator must put out": lambda: vae(64, 2, generator=nn.Linear(2, 63)),
         r"codes must have the shape \(N, 2\)": lambda: vae(64, 2).decode(torch.zeros(2, 3)),
+        "codes must be a tensor of numbers of shape .*, got NoneType": lambda: vae(64, 2).decode(None),  # type: ignore[arg-type]
+        "got torch.complex64": lambda: vae(64, 2).decode(torch.zeros(1, 2, dtype=torch.complex64)),
+        "row 1 holds others": lambda: vae(64, 2).decode(torch.tensor([[0.0, 0.0], [0.0, torch.nan]])),
+        r"shape takes the number of pixels, \(D,\), or \(C, H, W\), got \(\)": lambda: vae((), 2),
+        "shape takes whole numbers of at least 1, got '64'": lambda: vae("64", 2),  # type: ignore[arg-type]
         "unknown likelihood": lambda: vae(64, 2, "beta"),
         "hidden takes the widths": lambda: vae(64, 2, hidden=5),  # type: ignore[arg-type]
         r"does not take codes of shape \(N, 2\)": lambda: vae(64, 2, generator=nn.Linear(3, 64)),

@@ -363,7 +363,10 @@ class Data:
         y = self.observed
         if set(self.inputs) != {"x"} or not isinstance(y, Tensor) or y.is_floating_point():
             raise ValueError("partly_labelled() is for classified pictures: inputs 'x', and one whole number each observed")
-        index = torch.as_tensor(rows).to(y.device)
+        try:
+            index = torch.as_tensor(rows).to(y.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"labelled rows are whole numbers from 0 to {len(y) - 1}, got {rows!r}") from error
         index = index if index.numel() else index.long()  # an empty list is of floats
         if index.dtype == torch.bool and index.shape == y.shape:
             index = index.nonzero()[:, 0]

@@ -250,8 +250,11 @@ def test_latents_of_single_observations_alone() -> None:
     """Of an autoencoder nothing is shared: its joint k-hat means little, and other families than the stock ones help."""
     model = bz.models.VAE(4, 2, "gaussian", (3,))
     x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
-    fit = bz.fit(model, bz.data.Data({}, x), steps=20, compile=False, progress=False)
-    found = fit.diagnose(n=100)
-    assert any("120 latents of single observations" in note and "fit.log_marginal().k_hat" in note for note in found.notes)
+    amortized = bz.fit(model, bz.data.Data({}, x), steps=20, compile=False, progress=False)
+    found = amortized.diagnose(n=100)
+    assert found.k_hat is None
     assert any("'amortized_full_rank'" in doubt and "'full_rank'" not in doubt for doubt in found.warnings)
-    assert len(fit.log_marginal(k=100).k_hat) == 60
+    assert len(amortized.log_marginal(k=100).k_hat) == 60
+    together = bz.fit(model, bz.data.Data({}, x), "mean_field", steps=20, compile=False, progress=False)
+    notes = together.diagnose(n=100).notes
+    assert any("120 latents of single observations" in note and "fit.log_marginal().k_hat" in note for note in notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import arviz as az
 import numpy as np
 import pytest
 import torch
@@ -96,6 +97,42 @@ def test_the_tree_shows_examples(good: bz.inference.Fit) -> None:
     picked = good.to_arviz(10, rows=torch.tensor([3, 599]))
     assert picked["posterior"]["example"].values.tolist() == [3, 599]
     np.testing.assert_allclose(picked["observed_data"]["x"].values[1], good.data.observed[599])
+
+
+def test_order_of_the_examples_and_no_joint_loo(good: bz.inference.Fit) -> None:
+    tree = good.to_arviz(10, rows=[300, 5, 300])
+    assert tree["posterior"]["example"].values.tolist() == [300, 5]
+    np.testing.assert_allclose(tree["observed_data"]["x"].values, good.data.observed[[300, 5]])
+    assert "log_likelihood" not in tree.children
+    assert tree["log_conditional"]["x"].dims == ("chain", "draw", "example")
+    assert "log_marginal" in tree.attrs["log_likelihood_note"]
+    # log p(x | z) is what is left of it with z not integrated out: on average above log p(x), by the KL of q to the prior.
+    assert float(tree["log_conditional"]["x"].mean()) > float(tree["log_marginal"]["log_p"].mean())
+    with pytest.raises(Exception, match="log likelihood not found"):
+        az.loo(tree)
+    whole = good.to_arviz(2, rows=torch.arange(N).flip(0), predictive=False, prior=False)
+    assert whole["posterior"]["example"].values[0] == N - 1
+
+
+@pytest.mark.parametrize("guide", ["amortized", "per_datum"])
+def test_a_guide_for_each_observation_is_looked_at_one_by_one_however_few_there_are(guide: str) -> None:
+    few = data().select(range(12))
+    model = bz.models.VAE(5, 2, "gaussian", generator=nn.Linear(2, 5))
+    fit = bz.fit(model, few, guide, steps=30, compile=False, progress=False)
+    tree = fit.to_arviz(100)
+    assert tree["posterior"]["z"].dims[:3] == ("chain", "draw", "example")
+    assert tree["log_marginal"].sizes["example"] == 12
+    assert fit.diagnose(n=100).k_verdict == "by observation"
+    assert fit.to_arviz(10, rows=3)["posterior"].sizes["example"] == 3
+    with pytest.raises(ValueError, match="log_marginal"):
+        fit.loo()
+
+
+def test_a_few_latents_of_any_other_guide_stay_together() -> None:
+    few = data().select(range(12))
+    model = bz.models.VAE(5, 2, "gaussian", generator=nn.Linear(2, 5))
+    fit = bz.fit(model, few, "mean_field", steps=30, compile=False, progress=False)
+    assert fit.to_arviz(100)["posterior"]["z"].dims[2] == "observation"
 
 
 def test_a_table_of_posteriors_is_cut_to_the_examples() -> None:

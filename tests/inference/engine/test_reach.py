@@ -484,7 +484,15 @@ def test_what_moves_without_a_trace_is_named(make: Any) -> None:
         assert moving.startswith("held.plan")
     if hasattr(held["plan"], "close"):
         held["plan"].close()
-    held["plan"] = [iter([1]), csv.reader([]), struct.iter_unpack("d", bytes(80)), np.zeros(3).flat, zip(), {}.items(), map(str, [])]
+    held["plan"] = [
+        iter([1]),
+        csv.reader([]),
+        struct.iter_unpack("d", bytes(80)),
+        np.zeros(3).flat,
+        zip(),
+        {}.items(),
+        map(str, []),
+    ]
     assert attributes.Attributes([lambda: held]).unseen == ""
 
 

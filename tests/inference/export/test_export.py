@@ -179,6 +179,30 @@ def test_discrete_latents_are_whole_numbers_and_summed_out_of_the_likelihood():
     az.summary(tree)
 
 
+def two_sites(x=None, y=None, *, num_data=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0).expand([2]).to_event(1))
+    with pyro.plate("data", num_data or len(x)):
+        z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+        pyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
+        return pyro.sample("y", dist.Bernoulli(0.2 + 0.6 * z), obs=y)
+
+
+def test_sites_that_a_sum_joins_are_one_variable():
+    torch.manual_seed(0)
+    x, y = torch.cat([torch.randn(20) - 3, torch.randn(20) + 3]).double(), (torch.arange(40) > 20).double()
+    fit = bz.fit(two_sites, bz.data.Data({}, {"x": x, "y": y}), guide="mean_field", steps=60, progress=False)
+    tree = fit.to_arviz(100)
+    joint = tree["log_likelihood"]["x_y"]
+    assert joint.attrs["site"] == "x, y"
+    assert list(tree["log_likelihood"].data_vars) == ["x_y"]
+    mu = torch.as_tensor(tree["posterior"]["mu"].values[0])
+    p = torch.tensor([0.2, 0.8], dtype=torch.float64)
+    terms = dist.Normal(mu[:, None], 1.0).log_prob(x[:, None]) + dist.Bernoulli(p).log_prob(y[:, None]) - np.log(2)
+    np.testing.assert_allclose(joint[0], terms.logsumexp(-1), rtol=1e-6)
+    alone, named = fit.loo(100), fit.loo(100, site="y")
+    assert alone.elpd == named.elpd == pytest.approx(az.loo(tree, var_name="x_y").elpd, abs=0.5)
+
+
 def test_what_is_absent_says_why():
     def no_plate(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))

@@ -265,7 +265,7 @@ def test_large_data_are_cut_and_say_so(small, monkeypatch):
     monkeypatch.setattr(chosen_rows, "EXPORTED_VALUES", 2 * 30 * 7)
     assert small.to_arviz(30)["log_likelihood"].sizes["observation"] == 7
     chosen = small.to_arviz(10, rows=torch.tensor([40, 3]), functions=False)
-    assert list(chosen["observed_data"]["observation"].values) == [3, 40]
+    assert list(chosen["observed_data"]["observation"].values) == [40, 3]
     assert "f" not in chosen["posterior"].data_vars
 
 

@@ -143,6 +143,8 @@ def test_same_seed_same_check_and_other_statistics() -> None:
     assert torch.equal(a.replicated["corner"], b.replicated["corner"])
     assert not torch.equal(a.replicated["corner"], fit.check_pictures(n=5, statistics=corner, seed=9).replicated["corner"])
     torch.testing.assert_close(a.observed["corner"], fit.data.observed[:, 0].double())
+    same = fit.check_pictures(fit.data.observed.numpy(), n=5, statistics=corner)
+    assert torch.equal(a.observed["corner"], same.observed["corner"])
 
 
 def test_what_is_refused() -> None:
@@ -156,6 +158,11 @@ def test_what_is_refused() -> None:
         "'x' is no array an observation": lambda: coin.check_pictures(),
         "divide them by 4": lambda: fit.check_pictures(4.0 * torch.ones(3, 36)),
         r"give x.float\(\)": lambda: fit.check_pictures(torch.ones(3, 36, dtype=torch.int64)),
+        "statistics takes functions by name, .* got {}": lambda: fit.check_pictures(statistics={}),
+        "got {'ink': 3}": lambda: fit.check_pictures(statistics={"ink": 3}),
+        "'ink' returned float for 40": lambda: fit.check_pictures(statistics={"ink": lambda x: 1.0}),
+        r"numbers of rows and of columns, \(H, W\), got 8": lambda: fit.check_pictures(size=8),
+        "seed must be": lambda: fit.check_pictures(n=5, seed=-1),
         "with size=": lambda: fit.check_pictures(size=(5, 7)),
     }
     for words, call in cases.items():
