@@ -64,7 +64,7 @@ class McDropout(WeightGuide):
 
     def weight_distribution(self, name: str, theta: Tensor) -> Any:
         """theta with columns dropped."""
-        return DroppedInputs(theta, self.rates[name])
+        return DroppedInputs(theta, self.rates[name], groups=self.groups[name])
 
     def penalty(self) -> Tensor:
         """What is added to the expected negative log likelihood, in nats."""
@@ -124,7 +124,8 @@ class ConcreteDropout(McDropout):
 
     def weight_distribution(self, name: str, theta: Tensor) -> Any:
         """theta with columns dropped at a learned rate."""
-        return DroppedInputs(theta, torch.sigmoid(self.logit_rate[self.weights.index(name)]), self.temperature)
+        rate = torch.sigmoid(self.logit_rate[self.weights.index(name)])
+        return DroppedInputs(theta, rate, self.temperature, self.groups[name])
 
     def penalty(self) -> Tensor:
         """Gal, Hron & Kendall 2017, equations 3 and 4."""
@@ -134,7 +135,8 @@ class ConcreteDropout(McDropout):
         for rate, name in zip(rates, self.weights, strict=True):
             theta = points[name]
             entropy = -(rate * rate.log() + (1 - rate) * (1 - rate).log())
-            total = total + (theta / self.prior_of(name).scale).square().sum() / (2 * (1 - rate)) - theta.shape[1] * entropy
+            inputs = self.groups[name] * theta.shape[1]
+            total = total + (theta / self.prior_of(name).scale).square().sum() / (2 * (1 - rate)) - inputs * entropy
         for name, theta in points.items():
             if name not in self.weights:
                 total = total - self.space.sites[name].distribution.log_prob(self.space.transforms[name](theta)).sum()

@@ -62,10 +62,19 @@ class DroppedInputs(MaskedWeights):
     Args:
         theta: weights (out, in, ...).
         rate: probability of a zero.
+        groups: of a convolution, each of which has inputs of its own.
     """
 
-    def __init__(self, theta: Tensor, rate: float | Tensor, temperature: float | None = None) -> None:
-        super().__init__(theta, rate, (1, theta.shape[1], *[1] * (theta.dim() - 2)), temperature)
+    def __init__(self, theta: Tensor, rate: float | Tensor, temperature: float | None = None, groups: int = 1) -> None:
+        self.groups = groups
+        super().__init__(theta, rate, (groups, theta.shape[1], *[1] * (theta.dim() - 2)), temperature)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """One draw for the whole batch."""
+        mask = self.mask((*sample_shape, *self.mask_shape))
+        if self.groups > 1:  # the filters of a group see the same inputs
+            mask = mask.repeat_interleave(self.theta.shape[0] // self.groups, -self.theta.dim())
+        return self.theta * mask
 
     def per_example(self, call: Callable[..., Tensor], x: Tensor, bias: Tensor | None, channels: int) -> Tensor:
         """The layer's output with a mask of its own for each example, exactly: dropout as it is known.

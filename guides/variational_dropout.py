@@ -87,13 +87,18 @@ class GaussianDropout(_LogUniformFamily):
             raise ValueError(f"rate is the probability of a zero where the noise begins, between 0 and 1, got {rate}")
         if share not in _SHARES:
             raise ValueError(f"share says what has an alpha of its own: {', '.join(_SHARES)}; got {share!r}")
-        self.alpha_shapes = {name: _SHARES[share](self.space.shapes[name]) for name in self.weights}
+        self.alpha_shapes = {name: _SHARES[share](self.space.shapes[name], self.groups[name]) for name in self.weights}
         size = sum(shape.numel() for shape in self.alpha_shapes.values())
         self.log_alphas = nn.Parameter(torch.full((size,), math.log(rate / (1 - rate)), dtype=self.theta.dtype))
 
     def _alphas(self) -> dict[str, Tensor]:
         parts = self.log_alphas.split([shape.numel() for shape in self.alpha_shapes.values()])
-        return {name: part.reshape(self.alpha_shapes[name]) for name, part in zip(self.weights, parts, strict=True)}
+        found = {}
+        for name, part in zip(self.weights, parts, strict=True):
+            shape, filters = self.alpha_shapes[name], self.space.shapes[name][0]
+            alpha = part.reshape(shape)
+            found[name] = alpha if shape[0] in (1, filters) else alpha.repeat_interleave(filters // shape[0], 0)
+        return found
 
     def weight_distribution(self, name: str, theta: Tensor) -> Any:
         """N(theta, alpha theta^2)."""
@@ -104,15 +109,19 @@ class GaussianDropout(_LogUniformFamily):
         return {name: alpha.detach().expand(self.space.shapes[name]) for name, alpha in self._alphas().items()}
 
 
-def _one(shape: torch.Size) -> torch.Size:
+def _one(shape: torch.Size, groups: int) -> torch.Size:
     return torch.Size([1] * len(shape))
 
 
-def _inputs(shape: torch.Size) -> torch.Size:
-    return torch.Size([1, shape[1], *[1] * (len(shape) - 2)])
+def _inputs(shape: torch.Size, groups: int) -> torch.Size:
+    return torch.Size([groups, shape[1], *[1] * (len(shape) - 2)])
 
 
-_SHARES: dict[str, Callable[[torch.Size], torch.Size]] = {"layer": _one, "unit": _inputs, "weight": torch.Size}
+def _each(shape: torch.Size, groups: int) -> torch.Size:
+    return shape
+
+
+_SHARES: dict[str, Callable[[torch.Size, int], torch.Size]] = {"layer": _one, "unit": _inputs, "weight": _each}
 
 
 class _Multiplied(dist.Normal):

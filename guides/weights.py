@@ -40,6 +40,7 @@ class WeightGuide(ContinuousGuide):
                 f"guide '{self.family}' is for networks, and the model has no latent weight matrix; its latents are "
                 f"{', '.join(self.space.sites)}; use 'mean_field'"
             )
+        self.groups = {name: _groups(model, name) for name in self.weights}
         self.theta = nn.Parameter(prior_scale_values(self.program, self.space))
 
     @property
@@ -95,3 +96,10 @@ class WeightGuide(ContinuousGuide):
 
 #: The distributions that `BayesianNN`'s words for priors stand for.
 _PRIORS = {"log_uniform": "LogUniformDistribution", "normal": "Normal"}
+
+
+def _groups(model: Any, name: str) -> int:
+    """In how many groups with inputs of their own a convolution is cut that a site is the weights of; 1 of other layers."""
+    net = model.net if hasattr(model, "bayesian_layers") else None
+    layer = net.get_submodule(name.removesuffix("weight").removesuffix(".")) if isinstance(net, nn.Module) else None
+    return getattr(layer, "groups", 1)

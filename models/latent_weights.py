@@ -59,7 +59,7 @@ class LatentWeights(PyroModule):
             raise ValueError(f"init must be 'net' (the network's own weights) or 'prior' (draws from it), got {init!r}")
         self.init = init
         self.prior = weight_prior(prior)
-        self.net = copy.deepcopy(net)
+        self.net = _copied(net)
         self.sites: dict[str, int] = {}
         self.bayesian_layers = [] if bayesian == "none" else _chosen(self.net, bayesian)
         latent = ("weight", "bias") if biases or (biases is None and not isinstance(self.prior, LogUniform)) else ("weight",)
@@ -159,6 +159,16 @@ class LatentWeights(PyroModule):
         return out  # type: ignore[no-any-return]
 
 
+def _copied(net: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(net)
+    except RuntimeError as error:
+        raise ValueError(
+            "the network cannot be copied, because it keeps the result of a computation among its weights; where that is "
+            "torch.nn.utils.weight_norm, take torch.nn.utils.parametrizations.weight_norm and leave its layers points"
+        ) from error
+
+
 def _chosen(net: nn.Module, bayesian: str | Sequence[str] | LayerFilter) -> list[str]:
     """Names of the layers that become latent, in the network's order."""
     layers = {name: layer for name, layer in net.named_modules() if layer._parameters}
@@ -191,6 +201,12 @@ def _chosen(net: nn.Module, bayesian: str | Sequence[str] | LayerFilter) -> list
                 f"layer '{name}' is batch norm ({type(layer).__name__}), whose statistics belong to one set of weights, and a "
                 "Bayesian network has a distribution of them: leave such layers points below all Bayesian ones (bayesian='last'), "
                 "or use a network without batch norm"
+            )
+        if isinstance(layer, nn.utils.parametrize.ParametrizationList):
+            raise ValueError(
+                f"the weights of layer '{name.partition('.parametrizations')[0]}' are computed from others (weight or spectral norm), so they "
+                "cannot have a prior of their own; leave it a point with bayesian='last', a list of layers' names, or a filter "
+                "(name, layer) -> bool"
             )
         if not isinstance(layer, LINEAR_LAYERS):
             kinds = ", ".join(kind.__name__ for kind in LINEAR_LAYERS)

@@ -144,8 +144,24 @@ class Shared(nn.Module):
         return self.b(self.a(x))
 
 
+class _Kept(nn.Linear):
+    """Keeps a tensor that was computed from its parameters, as the deprecated `torch.nn.utils.weight_norm` does."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.computed = self.weight * 2
+
+
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "batch norm": (lambda: BayesianNN(three_layers()), "layer '1' is batch norm .*bayesian='last'"),
+    "weight norm": (
+        lambda: BayesianNN(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)), nn.ReLU(), nn.Linear(3, 2))),
+        "weights of layer '0' are computed from others",
+    ),
+    "old weight norm": (
+        lambda: BayesianNN(nn.Sequential(nn.Linear(2, 3), _Kept())),
+        "cannot be copied, .*parametrizations.weight_norm",
+    ),
     "layer norm": (lambda: BayesianNN(three_layers(), bayesian=["4"]), r"layer '4' \(LayerNorm\) cannot be made Bayesian"),
     "batch norm above": (fails(lambda: BayesianNN(three_layers(), bayesian=["0"])), "batch norm '1' runs after .* layer '0'"),
     "no such layer": (lambda: BayesianNN(three_layers(), bayesian=["fc"]), "no layer 'fc'"),
