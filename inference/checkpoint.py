@@ -141,7 +141,7 @@ def state_of(run: Run) -> dict[str, Tensor]:
         if isinstance(part, nn.Module):
             state |= {f"{prefix}.{k}": v for k, v in part.state_dict().items()}
     with run.owned.active():
-        state |= {f"param.{k}": v for k, v in pyro.get_param_store().named_parameters()}
+        state |= {f"param.{k}": v for k, v in _of_statements(run).items()}
     return {k: _plain(v) for k, v in state.items()}
 
 
@@ -155,10 +155,16 @@ def restore(run: Run, checkpoint: Checkpoint, index: int) -> None:
         load_module(part, checkpoint.part(f"run{index}.{prefix}."), prefix)
     saved = checkpoint.part(f"run{index}.param.")
     with run.owned.active(), torch.no_grad():
-        present = dict(pyro.get_param_store().named_parameters())
+        present = _of_statements(run)
         _compare("model or guide", {k: v.shape for k, v in present.items()}, saved)
         for name, value in saved.items():
             present[name].copy_(value)
+
+
+def _of_statements(run: Run) -> dict[str, Tensor]:
+    """What `pyro.param` statements have made, of functions and in modules; call inside `owned.active`."""
+    local = {name: store[key] for name, (store, key) in run.owned.local_slots().items()}
+    return local | dict(pyro.get_param_store().named_parameters())
 
 
 def load_module(part: Any, saved: Mapping[str, Tensor], what: str) -> None:

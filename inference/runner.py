@@ -71,7 +71,8 @@ def fit(
     dtype = data.dtype if dtype is None else dtype
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"fits run in single or double precision, and this one would in {dtype}; pass dtype=torch.float32")
-    batch_size = None if batch_size is not None and batch_size >= len(data) else batch_size
+    if batch_size is not None and batch_size >= len(data):
+        batch_size = len(data) if getattr(data, "streamed", False) else None
     if batch_size is not None:
         _check_batches(model)
     if epochs is not None:

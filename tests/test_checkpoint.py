@@ -186,6 +186,26 @@ def test_plain_functions_keep_their_param_sites(tmp_path):
         bz.load(tmp_path, model=_slope)
 
 
+class _SlopeModule(PyroModule):
+    def forward(self, x, y=None):
+        return _slope(x, y)
+
+
+class _SlopeGuide(PyroModule):
+    def forward(self, x, y=None):
+        _slope_guide(x, y)
+
+
+def test_modules_keep_their_param_sites(tmp_path):
+    x = torch.linspace(-1, 1, 15)
+    data = bz.data.Data({"x": x}, 2 * x)
+    fit = bz.fit(_SlopeModule(), data, guide=_SlopeGuide(), steps=15, progress=False)
+    plain = bz.fit(_slope, data, guide=_slope_guide, steps=15, progress=False)
+    assert fit.losses == pytest.approx(plain.losses, rel=1e-6)
+    fit.save(tmp_path)
+    check_same(fit, bz.load(tmp_path, model=_SlopeModule(), guide=_SlopeGuide()))
+
+
 def test_autoguide_object_and_builder(own_data, tmp_path):
     model = Net()
     fit = bz.fit(model, own_data, guide=AutoNormal(model), steps=10, progress=False)

@@ -58,7 +58,7 @@ class Attributes:
     @property
     def unseen(self) -> str:
         """The name of one that may move on without a trace; empty if there is none."""
-        return next((node.name for node in self.picture.nodes if is_unseen(node.value)), "")
+        return next((node.name for node in self.picture.nodes if self.picture.unseen(node.value)), "")
 
     def replaced(self, read: Iterable[Tensor], after: Attributes | None = None) -> str:
         """The name of one that held a tensor that was read, and holds another, or one with other memory, by then; empty if none does."""
@@ -90,7 +90,7 @@ def kept_attributes(parts: Sequence[Any]) -> Iterator[str]:
             if not _keep(node.value, keeper, picture.owners):
                 large.append((node, _version(node.value)))
     try:
-        yield next((node.name for node in picture.nodes if is_one_way(node.value)), "")
+        yield next((node.name for node in picture.nodes if is_one_way(node.value) or picture.unseen(node.value)), "")
     finally:
         keeper.put_back()
     for node, version in large:
@@ -182,8 +182,9 @@ class _Picture:
             node.content = content(value)
             if issubclass(type(value), Tensor):
                 node.memory = _memory(value)
-            elif node.content is None and self._other_librarys(value):
-                node.content = pickled(value)
+            elif node.content is None and self.owners.of_another_library(type(value)) and _is_whole(value):
+                saved = pickled(value)
+                node.content = _plain_attributes(value) if saved is None else saved
                 return
         for label, held in children(value, self.owners):
             if not is_plain(held):
@@ -191,9 +192,28 @@ class _Picture:
             elif self.values:
                 node.plain[label] = held
 
-    def _other_librarys(self, value: Any) -> bool:
-        known = (nn.Module, types.FunctionType, types.MethodType, type, types.ModuleType)
-        return not issubclass(type(value), known) and self.owners.of_another_library(type(value))
+    def unseen(self, value: Any) -> bool:
+        """Whether an object may move without a trace."""
+        if is_unseen(value):
+            return True
+        if not (self.owners.of_another_library(type(value)) and _is_whole(value)) or content(value) is not None:
+            return False
+        return pickled(value) is None and _plain_attributes(value) is None
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether another library's object is seen as a whole: not what holds functions and modules."""
+    known = (nn.Module, types.FunctionType, types.MethodType, types.BuiltinFunctionType, type, types.ModuleType)
+    return not issubclass(type(value), known)
+
+
+def _plain_attributes(value: Any) -> dict[str, Any] | None:
+    """The numbers and texts among the attributes of an object that cannot be saved; None where it has no attributes."""
+    held = dict(reach.dictionary(value))
+    for slot in reach.slots(type(value)):
+        with contextlib.suppress(AttributeError):  # nothing is there
+            held[slot.__name__] = slot.__get__(value)
+    return {key: item for key, item in held.items() if is_plain(item)} if held else None
 
 
 def _kind(value: Any) -> Any:
@@ -243,7 +263,7 @@ def _keep(value: Any, keeper: Keeper, owners: Owners) -> bool:
         for place, key in reach.mentioned(value, owners):
             keeper.undo.append(functools.partial(_set_item, place, key, place[key]))
         keeper.mapping(vars(value))
-    elif owners.of_another_library(kind) and content(value) is None:
+    elif owners.of_another_library(kind) and content(value) is None and pickled(value) is not None:
         return keeper.saved(value)
     else:
         keeper.mapping(reach.dictionary(value))

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.distributions import one_hot_categorical
 from torch.overrides import TorchFunctionMode
 
 from .attributes import Attributes, tensors_in
@@ -291,6 +292,9 @@ class _Reads(TorchFunctionMode):
                 return func(args[0], index, args[2])
             del self.sources[known:]  # nothing is read where values are written under a mask
             self.masked = here()
+        if func is torch.nn.functional.one_hot and sys._getframe(1).f_code.co_filename == one_hot_categorical.__file__:
+            # Torch's own reads whether a class is out of range; drawn ones are not.
+            return (args[0].unsqueeze(-1) == torch.arange(args[1], device=args[0].device)).long()
         if func is torch.where and len(args) == 1 and not kwargs:
             operation = "torch.where with a condition alone"
         if operation is None:

@@ -141,7 +141,9 @@ def _nodes(loop: Loop, modules: Sequence[Any]) -> int:
         with kept_generators(), kept_attributes(modules) as moving:
             if moving:
                 return _TYPICAL
-            surrogate, _ = loop.evaluate(loop.batch(loop.tables.rows[0].index), loop.tables.rows[0])
+            kwargs = loop.batch(loop.tables.rows[0].index) if loop.recent is None else loop.recent
+            with _kept_values(loop.leaves):  # a model may move what it trains by itself, too
+                surrogate, _ = loop.evaluate(kwargs, loop.tables.rows[0])
     except Unwatched:
         return _TYPICAL
     seen, todo = set(), [surrogate.grad_fn]
@@ -151,6 +153,18 @@ def _nodes(loop: Loop, modules: Sequence[Any]) -> int:
             seen.add(node)
             todo += [parent for parent, _ in node.next_functions]
     return len(seen)
+
+
+@contextlib.contextmanager
+def _kept_values(tensors: Sequence[Tensor]) -> Iterator[None]:
+    before = [t.detach().clone() for t in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
 
 
 class Step:
@@ -163,7 +177,8 @@ class Step:
         self.base_rates = [torch.tensor(rate, dtype=torch.float64, device=device) for rate in loop.base_rates]
         self.scale = 0.0
         self.trained: list[bool] = []
-        self.staged = dict(loop.batch(self.row.index)) if streamed else None
+        # Rows of a stream may be drawn as they are fetched, so none is fetched for a trial.
+        self.staged = dict(loop.recent or loop.batch(self.row.index)) if streamed else None
         if self.staged is not None:
             self.staged = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self.staged.items()}
         for state in loop.optimizer.state.values():

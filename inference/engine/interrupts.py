@@ -7,7 +7,9 @@ that a compiler makes when it is first asked.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,4 +45,12 @@ def heard_between_steps() -> Iterator[Callable[[], None]]:
         yield ask
         ask()
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is keep:  # nobody has put another in its place
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def import_whole() -> None:
+    """Imports what torch imports when its first optimiser is made: modules that Ctrl-C leaves half imported fail until Python ends."""
+    if "torch._dynamo" not in sys.modules:
+        with heard_between_steps():
+            importlib.import_module("torch._dynamo")

@@ -1,7 +1,7 @@
 """A trained pair of model and guide with the settings that they run under.
 
-Modules hold their parameters themselves. Plain functions keep theirs in Pyro's global store; each fit owns a private copy
-of that store, so fits in one process never see each other.
+Modules hold their parameters themselves, those of `pyro.param` statements in a `PyroModule` too (`LocalStore`). Plain functions keep
+theirs in Pyro's global store; each fit owns a private copy of that store, so fits in one process never see each other.
 """
 
 from __future__ import annotations
@@ -20,8 +20,54 @@ from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor, nn
 
 from ..target.program import quiet
+from .turns import turn
 
 type GuideBuilder = Callable[..., Any]
+
+
+class LocalStore:
+    """What the `pyro.param` statements of a `PyroModule` keep in the module, by name; Pyro exchanges the dictionary at every call."""
+
+    def __init__(self, context: Any) -> None:
+        self.context = context
+
+    def __getitem__(self, name: str) -> Tensor:
+        value: Tensor = self.context.param_state["params"][name]
+        return value
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self.context.param_state["params"][name] = value
+
+    def items(self) -> list[tuple[str, Tensor]]:
+        """Names and unconstrained values."""
+        return list(self.context.param_state["params"].items())
+
+
+class GlobalStore:
+    """What Pyro's parameter store holds now, by name; Pyro exchanges the dictionary whenever a `PyroModule` is called."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        value: Tensor = pyro.get_param_store()._params[name]
+        return value
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        pyro.get_param_store()._params[name] = value
+
+    def items(self) -> list[tuple[str, Tensor]]:
+        """Names and unconstrained values."""
+        return list(pyro.get_param_store()._params.items())
+
+
+def local_stores(part: Any) -> dict[str, LocalStore]:
+    """Those of a model or a guide, by the path of the module that a call enters first."""
+    found: dict[str, LocalStore] = {}
+    contexts = set()
+    for path, module in part.named_modules() if isinstance(part, nn.Module) else ():
+        context = vars(module).get("_pyro_context")  # one for all modules below
+        if hasattr(context, "param_state") and id(context) not in contexts:
+            contexts.add(id(context))
+            found[path] = LocalStore(context)
+    return found
 
 
 @dataclass
@@ -38,8 +84,12 @@ class Owned:
 
     @contextlib.contextmanager
     def active(self, seed: int | None = None) -> Iterator[None]:
-        """Runs a block with this pair's parameters, precision and device, validation off, global generators untouched."""
+        """Runs a block with this pair's parameters, precision and device, validation off, global generators untouched.
+
+        Other threads wait, as all of these are the process's.
+        """
         with contextlib.ExitStack() as stack:
+            stack.enter_context(turn())
             stack.enter_context(quiet(seed))
             stack.enter_context(default_dtype(self.dtype))
             if self.device.type != "cpu":
@@ -62,11 +112,24 @@ class Owned:
                     if id(parameter) not in seen:
                         seen.add(id(parameter))
                         found[f"{prefix}.{name}"] = parameter
+        for name, (store, key) in self.local_slots().items():
+            if id(store[key]) not in seen:
+                seen.add(id(store[key]))
+                found[name] = store[key]
         for name, value in pyro.get_param_store().named_parameters():
             if id(value) not in seen:
                 seen.add(id(value))
                 found[f"param.{name}"] = value
         return found
+
+    def local_slots(self) -> dict[str, tuple[LocalStore, str]]:
+        """Where the tensors of `pyro.param` statements in modules are kept, by the names that `parameters` gives them."""
+        return {
+            ".".join(word for word in (prefix, path, "param", key) if word): (store, key)
+            for prefix, part in (("guide", self.guide), ("model", self.model))
+            for path, store in local_stores(part).items()
+            for key, _ in store.items()
+        }
 
 
 @contextlib.contextmanager
@@ -87,23 +150,38 @@ def own(model: Any, guide: GuideBuilder, data: Any, dtype: torch.dtype, device: 
     # Copied together, so that a module which both of them hold stays one module.
     originals = {k: v for k, v in shared.items() if isinstance(v, nn.Module)}
     with _whole_autoguides(originals.get("guide")) as links:
-        shared = copy.deepcopy(originals)
+        try:
+            shared = copy.deepcopy(originals)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"model and guide are copied before they are fitted, and these cannot be ({str(error).splitlines()[0]}): keep locks, "
+                "open files, progress bars and computed tensors out of their attributes, or pass a plain function"
+            ) from error
     own_model = shared.get("model", model)
     for part, wrapped in zip(shared["guide"].modules() if links else (), links, strict=True):
         if wrapped is not None:
             part._model = (own_model if wrapped is model else wrapped,)
     if isinstance(own_model, nn.Module):
-        own_model.to(device=device, dtype=dtype)
+        _to(own_model, dtype, device)
     owned = Owned(own_model, shared.get("guide", guide), dtype, device)
     if ready:
         if isinstance(owned.guide, nn.Module):
-            owned.guide.to(device=device, dtype=dtype)
+            _to(owned.guide, dtype, device)
         return owned
     with owned.active(seed):
         owned.guide = guide(own_model, data)
         if isinstance(owned.guide, nn.Module):
-            owned.guide.to(device=device, dtype=dtype)
+            _to(owned.guide, dtype, device)
     return owned
+
+
+def _to(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    module.to(device=device, dtype=dtype)
+    for store in local_stores(module).values():
+        for name, value in store.items():
+            wanted = dtype if value.is_floating_point() else value.dtype
+            if value.device != device or value.dtype != wanted:
+                store[name] = value.detach().to(device=device, dtype=wanted).requires_grad_(value.requires_grad)
 
 
 @contextlib.contextmanager

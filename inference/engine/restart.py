@@ -130,12 +130,27 @@ class Restart:
         named = {n for n, p in self.owned.parameters().items() if p.requires_grad}
         points = sorted(n for n in named if not n.startswith("guide."))
         made = getattr(self.owned.guide, "continuous", self.owned.guide)
+        if self.streamed:
+            self._refuse_streamed(made)
         if points and getattr(made, "made_at_mode", False):
             raise ValueError(made.why_not(points[0].partition(".")[2]))
         space = getattr(self.owned.guide, "space", None)
         curved = getattr(self.owned.guide, "starts_at_mode", False) and space is not None and space.size <= DENSE_LIMIT
         mode = not self.streamed and (not named or curved or self._climb_is_all())
         return start_guide(self.owned, self.objective, self.full, self.number, mode=mode)
+
+    def _refuse_streamed(self, guide: Any) -> None:
+        family = getattr(guide, "family", "")
+        if getattr(guide, "made_at_mode", False):
+            raise ValueError(
+                f"guide '{family}' is made at the mode of the log density of all data, and these are streamed, never in memory as a whole; "
+                "use 'mean_field' or 'full_rank', or fit a part, data.select(rows)"
+            )
+        if family and self.program.local and not hasattr(guide, "amortized"):
+            raise ValueError(
+                f"guide '{family}' holds the latents of single observations ({', '.join(self.program.local)}) all together, and these data are "
+                "streamed; use 'amortized' or a guide of your own where these are all the latents, or fit a part, data.select(rows)"
+            )
 
     def _climb_is_all(self) -> bool:
         """Whether nothing is left to train after the climb: a point, asked for without a word on how, and nothing beside it."""
@@ -360,6 +375,7 @@ class Restart:
             tail=tail,
             callbacks=list(wishes.callbacks),
             compile=self.compiler,
+            streamed=self.streamed,
         )
         if wishes.validation is not None:
             self.loop.watchers, self.loop.pause = [self._validator()], VALIDATION_EVERY
@@ -431,6 +447,10 @@ class Restart:
             raise ValueError(
                 f"guide '{guide.family}' knows the observations of the training data alone and has no q for those of validation; leave it out, "
                 "or fit with guide='amortized'"
+            )
+        if getattr(self.wishes.validation, "streamed", False):
+            raise ValueError(
+                "validation data are looked at as a whole, and these are streamed; give a part of them, data.select(rows)"
             )
         held_out = self.wishes.validation.to(self.owned.device, self.data.dtype)
         check_data(self.owned.model, held_out, new=True)

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 
 from .noise import Row, kept_generators, vmap_random
-from .owned import Owned
+from .owned import GlobalStore, Owned
 from .restart import Restart
 from .tables import StepInputs
 from .training import History, Loop
@@ -64,7 +63,7 @@ class StackedLoop(Loop):
 
     restarts: Sequence[Restart] = ()
     loops: Sequence[Loop] = ()
-    holders: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+    holders: list[tuple[Any, str]] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
 
     @classmethod
@@ -201,21 +200,21 @@ class StackedLoop(Loop):
                 holder[key] = value
 
 
-def _slots(owned: Owned, *, inside: bool) -> dict[str, tuple[dict[str, Any], str]]:
+def _slots(owned: Owned, *, inside: bool) -> dict[str, tuple[Any, str]]:
     """Where each tensor of a pair is kept, by name: the modules' own dictionaries, and the parameter store's.
 
     Args:
         inside: whether the pair is active, so that its store is Pyro's.
     """
-    found: dict[str, tuple[dict[str, Any], str]] = {}
+    found: dict[str, tuple[Any, str]] = dict(owned.local_slots())
     for prefix, part in (("guide", owned.guide), ("model", owned.model)):
         for path, module in part.named_modules() if isinstance(part, nn.Module) else ():
             for holder in (module._parameters, module._buffers):
                 for key, value in holder.items():
                     if value is not None:
                         found[f"{prefix}.{path}.{key}"] = (holder, key)
-    store = pyro.get_param_store()._params if inside else owned.store["params"]
-    return found | {f"param.{key}": (store, key) for key in store}
+    store: Any = GlobalStore() if inside else owned.store["params"]
+    return found | {f"param.{key}": (store, key) for key, _ in store.items()}
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -98,6 +98,7 @@ class Loop:
         watchers: called after every block of steps.
         pause: blocks end at multiples of so many steps, and after the first.
         compile: asked for the engine before each block of steps, until it has made one.
+        streamed: whether a batch is drawn as it is fetched; then the last eager step's is kept, `recent`.
         ask: raises KeyboardInterrupt where Ctrl-C has been pressed; called where losses and parameters are of the same step.
     """
 
@@ -117,6 +118,8 @@ class Loop:
     tail: Tail | None = None
     engine: Engine | None = None
     compile: Callable[[Loop], Engine | None] | None = None
+    streamed: bool = False
+    recent: Mapping[str, Any] | None = field(default=None, init=False)
     ask: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -180,6 +183,7 @@ class Loop:
         """One update, operation by operation."""
         inputs = self.tables.rows[row]
         kwargs = self.batch(inputs.index)
+        self.recent = kwargs if self.streamed else None
         number = len(self.history.losses) + 1
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor

@@ -1,13 +1,21 @@
-"""One fit at a time: Pyro keeps one stack of handlers and one store of parameters for all threads of a process."""
+"""One thread at a time: Pyro keeps one stack of handlers and one store of parameters for all threads of a process."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 _turn = threading.RLock()
+
+
+@contextlib.contextmanager
+def turn() -> Iterator[None]:
+    """Inside, other threads wait; the own thread's inner turns do not."""
+    with _turn:
+        yield
 
 
 def in_turn[**P, T](function: Callable[P, T]) -> Callable[P, T]:

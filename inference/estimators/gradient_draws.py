@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 
 from ..engine.noise import Counting, Row, kept_generators, vmap_random
-from ..engine.owned import Owned
+from ..engine.owned import GlobalStore, Owned, local_stores
 
 #: (keyword arguments of model and guide, noise (num_particles, n)) -> tensor to differentiate, value to report.
 type RandomLoss = Callable[[Mapping[str, Any], Row], tuple[Tensor, Tensor]]
@@ -202,12 +201,13 @@ class GradientDraws:
                     holder[key] = value
 
 
-def _holders(owned: Owned, parameters: Sequence[Tensor]) -> list[list[tuple[dict[str, Any], str]]]:
+def _holders(owned: Owned, parameters: Sequence[Tensor]) -> list[list[tuple[Any, str]]]:
     """For each parameter the dictionaries that hold it: modules' own, and Pyro's parameter store."""
-    dictionaries: list[dict[str, Any]] = [pyro.get_param_store()._params]
+    dictionaries: list[Any] = [GlobalStore()]
     for part in (owned.guide, owned.model):
         dictionaries += [m._parameters for m in part.modules()] if isinstance(part, nn.Module) else []
-    places: dict[int, list[tuple[dict[str, Any], str]]] = {id(p): [] for p in parameters}
+        dictionaries += local_stores(part).values()
+    places: dict[int, list[tuple[Any, str]]] = {id(p): [] for p in parameters}
     seen: set[int] = set()
     for holder in dictionaries:
         if id(holder) in seen:

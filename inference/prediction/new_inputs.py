@@ -69,6 +69,8 @@ def new_inputs(data: Any, model: Any, inputs: Any, num_data: int | None) -> Inpu
         if len(wanted) != 1:
             raise ValueError(f"the model has the inputs {', '.join(wanted) or '(none)'}; pass a dict with these names")
         inputs = {wanted[0]: inputs}
+    if hasattr(inputs, "bind"):
+        raise ValueError(f"predict takes the inputs of new observations, not {type(inputs).__name__}; give test.inputs")
     inputs = dict(inputs or {})
     unknown = [name for name in inputs if name not in wanted]
     lacking = [name for name in wanted if name not in inputs]

@@ -299,7 +299,7 @@ def _from_two_runs(rows: Tensor, model: Callable[..., Any], data: BoundData) -> 
         {name: longer(name, site) for name, site in part.items()} for part in (program.latents, program.observed)
     )
     # What a run makes of its shared latents it makes once, whatever the rows.
-    each = (numbers - numbers_of_one) // (len(rows) - 1)
+    each = (numbers - numbers_of_one) // max(1, len(rows) - 1)
     return Program(latents, observed, program.max_plate_nesting, len(data), max(1, each))
 
 

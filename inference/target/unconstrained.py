@@ -8,12 +8,13 @@ simplex), flattened, and joined in the model's order.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from .program import Site, Values
+from .program import Site, Values, base_of
 
 
 class Unconstrained:
@@ -21,7 +22,7 @@ class Unconstrained:
 
     def __init__(self, sites: Mapping[str, Site]) -> None:
         self.sites = dict(sites)
-        self.transforms = {name: biject_to(site.support) for name, site in sites.items()}
+        self.transforms = {name: _to_reals(site) for name, site in sites.items()}
         self.shapes = {name: torch.Size(self.transforms[name].inverse_shape(site.shape)) for name, site in sites.items()}
         self.slices: dict[str, slice] = {}
         stop = 0
@@ -58,3 +59,19 @@ class Unconstrained:
         if not self.sites:
             return torch.zeros(0)
         return torch.cat([self.transforms[name].inv(values[name]).reshape(-1) for name in self.sites])
+
+
+def _to_reals(site: Site) -> Any:
+    """The transform from the reals to a site's support.
+
+    Raises:
+        ValueError: there is none that can be inverted.
+    """
+    try:
+        return biject_to(site.support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"site '{site.name}' ({type(base_of(site.distribution)).__name__}) lies in a set that no smooth one-to-one map leads to from the reals, so the "
+            "built-in guides cannot hold it; write it as a function of latents in another set, such as LKJCholesky and HalfNormal for a "
+            "covariance, or give a guide of your own"
+        ) from error

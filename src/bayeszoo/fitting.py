@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from . import guides, inference
 from .catalog import entry_of
+from .inference.engine.interrupts import import_whole
 from .inference.engine.turns import in_turn
 from .inference.target.program import check_data, describe
 
@@ -101,6 +103,7 @@ def fit(
         NonFiniteError: the loss or a gradient became NaN or infinite; `error.fit` holds the last finite state.
     """
     check_data(model, data)
+    import_whole()
     if guide is None:
         guide = matching_guide(in_precision(model, data), data)
     name = ""
@@ -127,7 +130,10 @@ def fit(
 
 def in_precision(model: Callable[..., Any], data: Any) -> Callable[..., Any]:
     """The model as the fit will run it: a copy in the data's precision, where it is a module with numbers of another."""
-    if not isinstance(model, nn.Module) or all(p.dtype == data.dtype for p in model.parameters()):
+    if not isinstance(model, nn.Module):
+        return model
+    numbers = (t.dtype for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point())
+    if all(dtype == data.dtype for dtype in numbers):
         return model
     return copy.deepcopy(model).to(data.dtype)
 

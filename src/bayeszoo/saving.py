@@ -20,7 +20,7 @@ from .inference.engine.training import History
 from .inference.estimators.objective import Objective, where_discrete
 from .inference.runner import resolve_device
 from .inference.target.density import EachDraw
-from .inference.target.program import Program, describe
+from .inference.target.program import Program, bound_rows, describe
 
 
 def load(
@@ -110,7 +110,7 @@ def _run(
             prepare(owned.model)
         # The first calls make the parameters of lazy guides and of plain functions.
         with torch.no_grad():
-            owned.guide(**data.bind(owned.model))
+            owned.guide(**bound_rows(owned.model, data))
     path_derivative = saved.record["guide"]["path_derivative"]
     if path_derivative is not None:
         rebuilt: Any = owned.guide

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -100,6 +102,36 @@ def test_ctrl_c_that_is_pressed_twice_is_heard_at_once(ctrl_c: None) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_handler_that_a_callback_has_set_stays(ctrl_c: None) -> None:
+    with heard_between_steps():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_ctrl_c_in_the_first_import_lets_it_end() -> None:
+    code = """
+import signal, sys
+import torch, pyro
+from bayeszoo.inference.engine import interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a run in the background does not have
+pressed = []
+class Press:
+    def find_spec(self, name, path=None, target=None):
+        if name == "sympy" and not pressed:
+            pressed.append(name)
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Press())
+try:
+    interrupts.import_whole()
+except KeyboardInterrupt:
+    assert pressed
+    import sympy, torch._dynamo
+    print(sympy.logic and torch._dynamo.utils and "whole")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip().endswith("whole"), done.stderr
+
+
 def test_ctrl_c_stays_with_whoever_has_taken_it(ctrl_c: None) -> None:
     heard = []
     signal.signal(signal.SIGINT, lambda *_: heard.append(1))
@@ -107,6 +139,35 @@ def test_ctrl_c_stays_with_whoever_has_taken_it(ctrl_c: None) -> None:
         signal.raise_signal(signal.SIGINT)
         ask()
     assert heard == [1]
+
+
+def test_fits_and_what_is_asked_of_them_in_threads(problem: Any) -> None:
+    model, data = problem
+
+    def job(seed: int) -> tuple[Any, Any]:
+        fit = bz.fit(model, data, "mean_field", steps=20, seed=seed, progress=False)
+        name = next(iter(fit.program.latents))
+        return fit.sample(50)[name], fit.losses
+
+    alone = [job(seed) for seed in range(4)]
+    before = torch.get_default_dtype()
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(job, list(range(4)) * 3))
+    assert torch.get_default_dtype() is before
+    for k, (draws, losses) in enumerate(together):
+        torch.testing.assert_close(draws, alone[k % 4][0], rtol=0, atol=0)
+        assert losses == alone[k % 4][1]
+
+
+@pytest.mark.filterwarnings("ignore:Singular sample detected:UserWarning")
+def test_a_site_in_a_set_without_coordinates_is_named() -> None:
+    def model(y: Tensor | None = None) -> None:
+        s = pyro.sample("s", dist.Wishart(torch.tensor(5.0), covariance_matrix=torch.eye(2)))
+        with pyro.plate("data", 3):
+            pyro.sample("y", dist.Normal(s[0, 0], 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"site 's' \(Wishart\) lies in a set that no smooth one-to-one map leads to"):
+        bz.fit(model, bz.data.Data({}, {"y": torch.zeros(3)}), "mean_field", steps=3, progress=False)
 
 
 def test_fits_in_threads_wait_for_each_other(problem: Any) -> None:

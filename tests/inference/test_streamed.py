@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -63,6 +64,70 @@ def test_both_engines_stream_the_same(uncompiled: None) -> None:
     streamed, _ = both()
     a, b = (bz.fit(line, streamed, "mean_field", steps=60, batch_size=50, progress=False, compile=c) for c in (False, True))
     assert b.losses == pytest.approx(a.losses, rel=1e-9)
+
+
+class Augmented(Rows):
+    """Every fetch moves the pictures, so to speak: what streams are most often for."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.own = kind, np.random.default_rng(0)
+
+    def __getitem__(self, row: int) -> Any:
+        moved = {
+            "torch": lambda: torch.randn(2, dtype=torch.float64),
+            "numpy": lambda: torch.as_tensor(np.random.standard_normal(2)),  # noqa: NPY002
+            "own": lambda: torch.as_tensor(self.own.standard_normal(2)),
+        }[self.kind]()
+        return {"x": self.x[row] + 0.1 * moved, "y": self.y[row]}
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "own"])
+def test_what_is_drawn_as_rows_are_fetched_does_not_depend_on_the_engine(
+    kind: str, uncompiled: None, eager_is_dear: None
+) -> None:
+    losses = []
+    for compile in (False, True, "auto"):
+        streamed = bz.data.StreamedData(Augmented(kind), target=("y",))
+        np.random.seed(0)  # noqa: NPY002
+        losses.append(bz.fit(line, streamed, "mean_field", steps=30, batch_size=50, progress=False, compile=compile).losses)  # type: ignore[arg-type]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-9)
+
+
+def test_a_streamed_fit_is_read_back_with_its_data(tmp_path: Any) -> None:
+    streamed, _ = both()
+    fit = bz.fit(bz.models.BayesianLinearRegression(2, noise_scale=0.3), streamed, steps=20, batch_size=50, progress=False)
+    fit.save(tmp_path)
+    again = bz.load(tmp_path, data=streamed)
+    torch.testing.assert_close(again.sample(10)["theta"], fit.sample(10)["theta"], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="were streamed and are not in the checkpoint"):
+        bz.load(tmp_path)
+
+
+def each_its_own(x: Tensor, y: Tensor | None = None, *, num_data: int | None = None, index: Tensor | None = None) -> None:
+    with pyro.plate("data", num_data or len(x), subsample=index):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 0.3), obs=y)
+
+
+def test_what_needs_all_rows_says_so() -> None:
+    streamed, _ = both()
+    options: dict[str, Any] = {"steps": 4, "batch_size": 50, "progress": False}
+    with pytest.raises(
+        ValueError, match="guide 'laplace' is made at the mode of the log density of all data, and these are streamed"
+    ):
+        bz.fit(line, streamed, "laplace", **options)
+    with pytest.raises(ValueError, match=r"guide 'mean_field' holds the latents of single observations \(z\) all together"):
+        bz.fit(each_its_own, streamed, "mean_field", **options)
+    with pytest.raises(ValueError, match="validation data are looked at as a whole"):
+        bz.fit(line, streamed, "mean_field", **options, validation=streamed)
+    fit = bz.fit(line, streamed, "mean_field", steps=4, batch_size=10_000, progress=False)
+    assert fit.settings.batch_size == ROWS
+    with pytest.raises(ValueError, match=r"not StreamedData; give test\.inputs"):
+        fit.predict(streamed)
+    one = bz.data.StreamedData(torch.utils.data.Subset(Rows(), [0]), target=("y",))
+    assert len(bz.fit(line, one, "mean_field", steps=4, batch_size=1, progress=False).losses) == 4
 
 
 @pytest.mark.parametrize(

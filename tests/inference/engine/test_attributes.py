@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import enum
 import functools
+import io
 import itertools
 import random
 import types
@@ -12,16 +13,19 @@ import warnings
 from typing import Any
 
 import numpy as np
+import pandas  # noqa: F401
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
+from tqdm import tqdm
 from two_engines import Slope, assert_same, slope
 
 import bayeszoo as bz
 from bayeszoo.inference import NotCompiledWarning
+from bayeszoo.inference.engine import attributes
 
 _seen = [0]
 
@@ -395,3 +399,65 @@ def test_a_part_of_a_tensor_that_is_updated_is_refused(eager_is_dear: None) -> N
     _, data = slope()
     with pytest.raises(ValueError, match="reads another that shares its memory"):
         bz.fit(model, data, "mean_field", steps=60, progress=False, compile=True)
+
+
+@pytest.mark.parametrize("compile", [True, "auto"])
+def test_parameters_that_a_model_moves_itself_are_not_moved_by_a_trial(
+    compile: Any, uncompiled: None, eager_is_dear: None
+) -> None:
+    _, data = slope()
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        mean = pyro.param("mean", torch.zeros((), dtype=torch.float64))
+        with torch.no_grad():
+            mean.mul_(0.9).add_(0.1 * x.mean() + 0.1)
+        w = pyro.sample("w", dist.Normal(mean.detach(), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w * x, 1.0), obs=y)
+
+    options: dict[str, Any] = {"steps": 30, "progress": False}
+    eager = bz.fit(model, data, "mean_field", **options, compile=False)
+    assert bz.fit(model, data, "mean_field", **options, compile=compile).losses == pytest.approx(eager.losses, rel=1e-9)
+
+
+BAR = tqdm(disable=False, file=io.StringIO(), total=10_000)
+
+
+def looks_at_its_bar(x: Tensor, y: Tensor | None = None) -> None:
+    BAR.update(1)
+    w = pyro.sample("w", dist.Normal(0.0, 1.0 if BAR.n < 5_000 else 0.5))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(w * x, 1.0), obs=y)
+
+
+def test_what_another_library_cannot_save_is_compared_by_its_numbers(eager_is_dear: None) -> None:
+    """A progress bar holds locks; what it has counted shows in its attributes, and is put back after a trial."""
+    _, data = slope()
+    options: dict[str, Any] = {"steps": 30, "progress": False}
+    with pytest.raises(ValueError, match="'BAR' changes at every call"):
+        bz.fit(looks_at_its_bar, data, "mean_field", **options, compile=True)
+    counts = []
+    for compile in (False, "auto"):
+        BAR.reset()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotCompiledWarning)
+            bz.fit(looks_at_its_bar, data, "mean_field", **options, compile=compile)  # type: ignore[arg-type]
+        counts.append(BAR.n)
+    assert counts[0] == counts[1]
+
+
+def test_what_shows_nothing_of_itself_is_not_compiled() -> None:
+    class Sealed:
+        """As an object of C++ is: no attributes, and not to be saved."""
+
+        __slots__ = ()
+
+        def __reduce__(self) -> Any:
+            raise TypeError("cannot be pickled")
+
+    sealed = Sealed()
+    assert attributes.Attributes([lambda: sealed]).unseen == ""  # a class of the user's
+    Sealed.__module__ = "pandas.core.frame"
+    assert attributes.Attributes([lambda: sealed]).unseen == "sealed"
+    with attributes.kept_attributes([lambda: sealed]) as moving:
+        assert moving == "sealed"
