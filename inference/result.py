@@ -15,7 +15,7 @@ from .prediction.new_inputs import check_scale, new_inputs, new_observations, ob
 from .prediction.prediction import Prediction
 from .prediction.predictive import predictive
 from .run import Run
-from .target.density import EachDraw, log_likelihood
+from .target.density import EachDraw, joined_message, log_likelihood
 from .target.program import Program, base_of, check_data, require_data
 
 if TYPE_CHECKING:
@@ -264,8 +264,8 @@ class Fit:
         """log p(observation | draw) of the training data, (n, N) on the CPU, in nats.
 
         Chunked, so that no more than about 100 MB are held beside the result. Local discrete latents are summed out; other
-        latents of single observations take their drawn values. Observed sites that a latent which is summed out joins have one value
-        together, that of the first.
+        latents of single observations take their drawn values. Observed sites that a sum over a latent joins have one value together;
+        they are named together, `x_y`.
 
         Args:
             n: draws.
@@ -275,32 +275,43 @@ class Fit:
         Raises:
             ValueError: there is no such site, or it has no value of its own.
         """
-        if site is not None:
+        if site is not None and "_" not in site:
             observed_site(self.program, site)
         draws = self.run.draws(self.data, n, self._seed(seed, 11), discrete=bool(self._global_discrete()), score=False)
         try:
             return self.pointwise(self.run, draws.values, site, num=n)
         except KeyError as error:
-            if site is None or error.args != (site,):
+            if site is None or error.args[0] != site:
                 raise
-            raise ValueError(
-                f"'{site}' is summed together with the other observed sites, and has no log likelihood of its own; leave site out for that of all"
-            ) from error
+            if len(error.args) < 2:
+                observed_site(self.program, site)
+                raise
+            raise ValueError(joined_message(site, error.args[1])) from error
 
     def pointwise(self, run: Run, values: Mapping[str, Tensor], site: str | None = None, num: int = 1) -> Tensor:
-        """log p(observation | values) for given draws of one restart, `num` where there are no latents; see `log_likelihood`."""
-        names = list(self.program.observed)
-        site = names[0] if site is None else site
+        """log p(observation | values) for given draws of one restart, `num` where there are no latents; see `log_likelihood`.
+
+        Raises:
+            KeyError: the site has no value of its own; the error holds the sites that have one together with it.
+        """
+        wanted = next(iter(self.program.observed)) if site is None else site
+
+        def pick(parts: dict[tuple[str, ...], Tensor]) -> Tensor:
+            for sites, value in parts.items():
+                if "_".join(sites) == wanted or (site is None and wanted in sites):
+                    return value
+            raise KeyError(wanted, *(sites for sites in parts if wanted in sites))
+
         kept = {k: v for k, v in values.items() if not (self.program.latents[k].discrete and self.program.latents[k].local)}
         num = len(next(iter(values.values()))) if values else num
         with run.owned.active(0), torch.no_grad():
             kwargs = self.data.bind(run.owned.model)
             if not kept:  # nothing but what is summed out: the same for every draw
-                same: Tensor = log_likelihood(self.program, run.owned.model, kwargs, {})[site]
+                same: Tensor = pick(log_likelihood(self.program, run.owned.model, kwargs, {}))
                 return same.cpu().expand(num, *same.shape).clone()
 
             def one(v: Mapping[str, Tensor]) -> Tensor:
-                return log_likelihood(self.program, run.owned.model, kwargs, v)[site]
+                return pick(log_likelihood(self.program, run.owned.model, kwargs, v))
 
             each = EachDraw()
             chunk = chunk_size(len(self.data), torch.finfo(self.dtype).bits // 8)

@@ -31,7 +31,7 @@ def loo_check(material: Material, doubts: list[str], notes: list[str]) -> LooChe
         how = "az.loo(fit.to_arviz())" if weights is None else "fit.loo()"
         notes.append(f"LOO over {len(fit.data)} observations takes its time; ask for it with {how}")
         return None
-    if len(fit.program.observed) > 1:
+    if len(fit.program.observed) > 1 and (weights is None or draws is None):
         notes.append(f"the model observes {', '.join(fit.program.observed)}; ask for LOO of one with fit.loo(site=...)")
         return None
     try:

@@ -15,6 +15,7 @@ import arviz_stats
 from ..draws import Draws
 from ..export.export import check_draws, log_likelihood_tree, run_draws
 from ..export.labels import Labels
+from ..target.density import joined_message
 from .psis import LEAST_DRAWS
 
 if TYPE_CHECKING:
@@ -63,22 +64,21 @@ def loo_of(fit: Fit, draws: Draws, site: str | None = None) -> Any:
         )
     labels = Labels(fit.program, fit.model, fit.data)
     tree, note = log_likelihood_tree(fit, labels, fit.run, draws)
-    variables = {
-        site: name
-        for name, held in tree["log_likelihood"].data_vars.items()
-        for site in held.attrs.get("site", name).split(", ")
-    }
-    found = list(variables)
-    if not found:
+    variables = {name: held.attrs.get("site", name).split(", ") for name, held in tree["log_likelihood"].data_vars.items()}
+    if not variables:
         raise ValueError(f"LOO leaves out one observation at a time, but {note}; open a plate over the rows in the model")
-    if site is None and len(set(variables.values())) > 1:
+    found = {"_".join(sites): name for name, sites in variables.items()}
+    if site is None and len(found) > 1:
         raise ValueError(f"the model observes {', '.join(found)}; say which one with site=")
     if site is not None and site not in found:
+        together = [sites for sites in variables.values() if site in sites]
+        if together:
+            raise ValueError(joined_message(site, together[0]))
         near = difflib.get_close_matches(site, found, 1)
         raise ValueError(
             f"unknown observed site '{site}'{f', did you mean {near[0]!r}?' if near else ''}; LOO can take {', '.join(found)}"
         )
     stats = tree["sample_stats"]
     return arviz_stats.loo_approximate_posterior(
-        tree, stats["log_p"], stats["log_q"], pointwise=True, var_name=variables[site or found[0]]
+        tree, stats["log_p"], stats["log_q"], pointwise=True, var_name=found[site or next(iter(found))]
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..draws import Draws, chunk_size, map_random
 from ..prediction.prediction import simulate_observed
-from ..target.program import Site, sample_sites
+from ..target.program import Plate, Site, sample_sites
 from .labels import observation_plate, whole_numbers
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def slices(num: int, row_bytes: int) -> Iterator[slice]:
     return (slice(i, min(num, i + step)) for i in range(0, num, step))
 
 
-def fill(arrays: Arrays, name: str, part: np.ndarray, num_chains: int, num: int, chain: int, where: slice) -> None:
+def fill(arrays: Arrays, name: Any, part: np.ndarray, num_chains: int, num: int, chain: int, where: slice) -> None:
     """Writes one slice into its place, making room for all of them first."""
     out = arrays.get(name)
     if out is None:
@@ -111,29 +111,36 @@ def log_likelihoods(fit: Fit, runs: list[Run], all_draws: list[Draws]) -> tuple[
     Sites that a local discrete latent joins are summed over it together, and are one entry.
     """
     out: Arrays = {}
-    notes: list[str] = []
-    joined: list[str] = []
+    notes = []
     num = len(all_draws[0].log_p)
+
+    def collect_part(key: Any, wanted: str, site: Site, plate: Plate) -> None:
+        for chain, (run, draws) in enumerate(zip(runs, all_draws, strict=True)):
+            for where in slices(num, 8 * site.batch_shape.numel()):
+                part = fit.pointwise(run, {k: v[where] for k, v in draws.values.items()}, wanted)
+                keep = {0, part.dim() + plate.dim} if plate.name != "data" else {0, 1}
+                rest = [d for d in range(part.dim()) if d not in keep]
+                part = part.sum(rest) if rest else part
+                fill(out, key, part.numpy(), len(runs), num, chain, where)
+
+    joined: set[str] = set()
     for name, site in fit.program.observed.items():
         plate = observation_plate(site, len(fit.data))
+        if name in joined:
+            continue
         if plate is None:
             notes.append(
                 f"'{name}' lies in no plate over the {len(fit.data)} observations, so it has no log likelihood for each"
             )
             continue
         try:
-            for chain, (run, draws) in enumerate(zip(runs, all_draws, strict=True)):
-                for where in slices(num, 8 * site.batch_shape.numel()):
-                    part = fit.pointwise(run, {k: v[where] for k, v in draws.values.items()}, name)
-                    keep = {0, part.dim() + plate.dim} if plate.name != "data" else {0, 1}
-                    rest = [d for d in range(part.dim()) if d not in keep]
-                    part = part.sum(rest) if rest else part
-                    fill(out, name, part.numpy(), len(runs), num, chain, where)
-        except KeyError:
-            joined.append(name)
-    if joined:  # to the first
-        first = next(iter(fit.program.observed))
-        out = {(first, *joined) if name == first else name: values for name, values in out.items()}
+            collect_part(name, name, site, plate)
+        except KeyError as error:
+            if len(error.args) < 2:
+                raise
+            sites = error.args[1]
+            joined |= set(sites)
+            collect_part(sites, "_".join(sites), site, plate)
     return out, "; ".join(notes)
 
 

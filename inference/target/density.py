@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,13 +54,18 @@ class Enumerate(Messenger):
 
 @dataclass(frozen=True)
 class Factor:
-    """One term of a log density: `log_prob` unscaled over its `plates` (name -> dim), to be multiplied by `scale`."""
+    """One term of a log density: `log_prob` unscaled over its `plates` (name -> dim), to be multiplied by `scale`.
+
+    Attributes:
+        sites: the observed sites that a sum over states has joined in it; none in the term of a single site.
+    """
 
     name: str
     log_prob: Tensor
     plates: Mapping[str, int]
     scale: Any
     observed: bool
+    sites: tuple[str, ...] = ()
 
     @property
     def total(self) -> Tensor:
@@ -145,10 +150,9 @@ def _sum_out(factors: list[Factor], dims: Mapping[str, int], nudge: Values) -> l
     """Replaces the factors that depend on enumerated sites by their sum over all states."""
     symbols = {dim: chr(ord("A") + k) for k, dim in enumerate(dims.values())}
     plate_symbols: dict[str, str] = {}
-    kept: list[Factor] = []
-    tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
-    scales: list[tuple[str, Any]] = []
     frames: dict[str, int] = {}
+    kept: list[Factor] = []
+    groups: list[_Joined] = []
     for factor in factors:
         log_prob = factor.log_prob
         if factor.name in nudge:
@@ -162,24 +166,46 @@ def _sum_out(factors: list[Factor], dims: Mapping[str, int], nudge: Values) -> l
             mapping[dim] = plate_symbols.setdefault(name, chr(ord("a") + len(plate_symbols)))
             frames[name] = dim
         term = packed.pack(log_prob, mapping)
-        tree.setdefault(frozenset(plate_symbols[name] for name in factor.plates), []).append(term)
-        scales.append((factor.name, factor.scale))
-    if not tree:
-        return kept
-    scale = scales[0][1]
-    for name, other in scales[1:]:
-        if other is not scale and not bool(torch.as_tensor(other == scale)):
-            raise ValueError(
-                f"site '{scales[0][0]}' is discrete and shared by all observations, but '{name}' is seen in minibatches, and "
-                "the sum over the one does not commute with the subsample of the other; leave out batch_size, or give the site a "
-                f"guide: discrete='guide', or by word guide={{'{scales[0][0]}': 'global'}}"
-            )
+        ordinal = frozenset(plate_symbols[name] for name in factor.plates)
+        over = {symbols[d] for d in own} or {symbols[dims[factor.name]]}
+        joined = _Joined(over, [(factor, ordinal, term)])
+        for group in [g for g in groups if g.over & over]:
+            groups.remove(group)
+            joined = _Joined(joined.over | group.over, group.terms + joined.terms)
+        groups.append(joined)
     names = {symbol: name for name, symbol in plate_symbols.items()}
-    for ordinal, terms in contract_tensor_tree(tree, set(symbols.values()), ring=Ring()).items():
-        plates = {names[s]: frames[names[s]] for s in ordinal}
-        for term in terms:
-            kept.append(Factor("+".join(dims), _unpack(term, plates, plate_symbols), plates, scale, observed=True))
+    for group in groups:
+        scale = group.scale()
+        sites = tuple(factor.name for factor, *_ in group.terms if factor.observed)
+        tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+        for _, ordinal, term in group.terms:
+            tree.setdefault(ordinal, []).append(term)
+        for ordinal, terms in contract_tensor_tree(tree, group.over, ring=Ring()).items():
+            plates = {names[s]: frames[names[s]] for s in ordinal}
+            for term in terms:
+                name = sites[0] if sites else group.terms[0][0].name
+                kept.append(Factor(name, _unpack(term, plates, plate_symbols), plates, scale, observed=True, sites=sites))
     return kept
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Factors that sums over the same states join: these states' symbols, and the factors with their plates and packed terms."""
+
+    over: set[str]
+    terms: list[tuple[Factor, frozenset[str], Tensor]]
+
+    def scale(self) -> Any:
+        """What all of them are multiplied by."""
+        first, *others = (factor for factor, *_ in self.terms)
+        for other in others:
+            if other.scale is not first.scale and not bool(torch.as_tensor(other.scale == first.scale)):
+                raise ValueError(
+                    f"site '{first.name}' is discrete and shared by all observations, but '{other.name}' is seen in minibatches, and "
+                    "the sum over the one does not commute with the subsample of the other; leave out batch_size, or give the site a "
+                    f"guide: discrete='guide', or by word guide={{'{first.name}': 'global'}}"
+                )
+        return first.scale
 
 
 def _unpack(term: Tensor, plates: Mapping[str, int], symbols: Mapping[str, str]) -> Tensor:
@@ -202,14 +228,15 @@ def log_joint(program: Program, model: Callable[..., Any], kwargs: Mapping[str, 
     return total(model_factors(program, model, kwargs, values))
 
 
-def log_likelihood(program: Program, model: Callable[..., Any], kwargs: Mapping[str, Any], values: Values) -> dict[str, Tensor]:
-    """log p(observation | values) for every observed site, over the observations.
+def log_likelihood(
+    program: Program, model: Callable[..., Any], kwargs: Mapping[str, Any], values: Values
+) -> dict[tuple[str, ...], Tensor]:
+    """log p(observation | values) for every observed site, over the observations; sites that a sum joins have one value.
 
     Inside the data plate the result has shape (N,), other plates of the site being summed; elsewhere it has the site's own
-    batch shape. A local discrete latent that is missing from `values` is summed out, and then all that it touches counts
-    as one site.
+    batch shape. A local discrete latent that is missing from `values` is summed out, and then all that it touches is one entry.
     """
-    out: dict[str, Tensor] = {}
+    out: dict[tuple[str, ...], Tensor] = {}
     for factor in model_factors(program, model, kwargs, values):
         if not factor.observed:
             continue
@@ -218,9 +245,17 @@ def log_likelihood(program: Program, model: Callable[..., Any], kwargs: Mapping[
             dim = factor.plates[DATA_PLATE] % log_prob.dim() if log_prob.dim() else 0
             others = [d for d in range(log_prob.dim()) if d != dim]
             log_prob = log_prob.sum(others) if others else log_prob
-        name = factor.name if factor.name in program.observed else next(iter(program.observed))
-        out[name] = out[name] + log_prob if name in out else log_prob
+        sites = factor.sites or (factor.name if factor.name in program.observed else next(iter(program.observed)),)
+        out[sites] = out[sites] + log_prob if sites in out else log_prob
     return out
+
+
+def joined_message(site: str, sites: Sequence[str]) -> str:
+    """Why one of the sites that a sum joins has no value of its own, and how to ask for theirs."""
+    return (
+        f"'{site}' is summed together with {', '.join(other for other in sites if other != site)}, so it has no log likelihood of its own; "
+        f"ask for that of all, site='{'_'.join(sites)}'"
+    )
 
 
 def guide_factors(trace: poutine.Trace) -> list[Factor]:

@@ -335,7 +335,7 @@ def test_styles_that_are_none_are_not_decoded() -> None:
 def test_what_is_joined_by_the_class_has_one_value_and_pictures_are_checked_without_a_name() -> None:
     fit = fitted(pictures())
     assert fit.log_likelihood(5).shape == (5, len(fit.data))
-    with pytest.raises(ValueError, match="'x' is summed together with the other observed sites"):
+    with pytest.raises(ValueError, match="'x' is summed together with y"):
         fit.log_likelihood(5, site="x")
     with pytest.raises(ValueError, match="unknown observed site 'X'"):
         fit.log_likelihood(5, site="X")

@@ -1,6 +1,7 @@
 """The tree that ArviZ gets: groups, names, ArviZ's own functions on it, netCDF, memory."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -199,8 +200,59 @@ def test_sites_that_a_sum_joins_are_one_variable():
     p = torch.tensor([0.2, 0.8], dtype=torch.float64)
     terms = dist.Normal(mu[:, None], 1.0).log_prob(x[:, None]) + dist.Bernoulli(p).log_prob(y[:, None]) - np.log(2)
     np.testing.assert_allclose(joint[0], terms.logsumexp(-1), rtol=1e-6)
-    alone, named = fit.loo(100), fit.loo(100, site="y")
+    alone, named = fit.loo(100), fit.loo(100, site="x_y")
+    torch.testing.assert_close(fit.log_likelihood(20), fit.log_likelihood(20, site="x_y"), rtol=0, atol=0)
+    for ask in (fit.loo, fit.log_likelihood):
+        with pytest.raises(ValueError, match=r"'y' is summed together with x, .* site='x_y'"):
+            ask(100, site="y")
     assert alone.elpd == named.elpd == pytest.approx(az.loo(tree, var_name="x_y").elpd, abs=0.5)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_site_beside_a_sum_has_its_own_likelihood_wherever_it_stands(first):
+    torch.manual_seed(0)
+    x, w = torch.cat([torch.randn(20) - 3, torch.randn(20) + 3]).double(), torch.randn(40).double()
+
+    def model(x=None, w=None, *, num_data=None):
+        mu, b = pyro.sample("mu", dist.Normal(0.0, 5.0).expand([2]).to_event(1)), pyro.sample("b", dist.Normal(0.0, 5.0))
+        with pyro.plate("data", num_data or len(x)):
+            if first:
+                pyro.sample("w", dist.Normal(b, 1.0), obs=w)
+            z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+            pyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
+            if not first:
+                pyro.sample("w", dist.Normal(b, 1.0), obs=w)
+
+    fit = bz.fit(model, bz.data.Data({}, {"x": x, "w": w}), guide="mean_field", steps=60, progress=False)
+    tree = fit.to_arviz(100)
+    assert set(tree["log_likelihood"].data_vars) == {"x", "w"}
+    b = torch.as_tensor(tree["posterior"]["b"].values[0])
+    np.testing.assert_allclose(tree["log_likelihood"]["w"][0], dist.Normal(b[:, None], 1.0).log_prob(w), rtol=1e-6)
+    b = fit.sample(50, seed=3)["b"]
+    torch.testing.assert_close(
+        fit.log_likelihood(50, seed=3, site="w").sum(1).mean(),
+        dist.Normal(b[:, None], 1.0).log_prob(w).sum(1).mean(),
+        rtol=0.1,
+        atol=0,
+    )
+    assert fit.loo(100, site="w").elpd != fit.loo(100, site="x").elpd
+
+
+def two_independent(x=None, y=None, *, num_data=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", num_data or len(x)):
+        a, b = pyro.sample("a", dist.Bernoulli(0.3)), pyro.sample("b", dist.Bernoulli(0.6))
+        pyro.sample("x", dist.Normal(mu + 4 * a, 1.0), obs=x)
+        pyro.sample("y", dist.Normal(3 * b, 1.0), obs=y)
+
+
+def test_sums_that_share_no_site_stay_apart():
+    torch.manual_seed(0)
+    x, y = torch.randn(30).double(), torch.randn(30).double() + 1
+    fit = bz.fit(two_independent, bz.data.Data({}, {"x": x, "y": y}), guide="mean_field", steps=60, progress=False)
+    assert set(fit.to_arviz(20)["log_likelihood"].data_vars) == {"x", "y"}
+    both = torch.stack([math.log(0.6) + dist.Normal(3.0, 1.0).log_prob(y), math.log(0.4) + dist.Normal(0.0, 1.0).log_prob(y)])
+    torch.testing.assert_close(fit.log_likelihood(3, site="y"), both.logsumexp(0).expand(3, -1), rtol=1e-6, atol=1e-6)
 
 
 def test_what_is_absent_says_why():
