@@ -41,24 +41,23 @@ class Draws:
         return None if self.log_q is None else self.log_p - self.log_q
 
 
+def seed_of(fit: Any, seed: Any) -> int:
+    """The seed that was asked for, by default the fit's own.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if seed is None:
+        own: int = fit.seed
+        return own
+    check_seed(seed)
+    return int(seed)
+
+
 def check_seed(seed: Any) -> None:
     """Raises ValueError for what is no seed."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be a whole number that is not negative, got {seed!r}")
-
-
-def knows_training_rows_alone(guide: Any, program: Program) -> bool:
-    """Whether q of single observations' latents is a row for each of the training data, of whatever data it is asked."""
-    local = any(site.local and not site.discrete for site in program.latents.values())
-    return local and not getattr(guide, "amortized", not hasattr(guide, "space"))
-
-
-def refuse_other_rows(guide: Any, program: Program) -> None:
-    """Raises ValueError where a guide, asked about observations that it was not fitted to, would answer with those that it was."""
-    if knows_training_rows_alone(guide, program):
-        raise ValueError(
-            f"guide '{guide.family}' knows the observations of the training data alone; leave out the data, or fit with guide='amortized'"
-        )
 
 
 def chunk_size(num_data: int, itemsize: int, width: int = 1) -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .draws import check_seed, chunk_size, refuse_other_rows
+from .asked_rows import refuse_other_rows
+from .draws import chunk_size, seed_of
 from .prediction.new_inputs import check_scale, new_inputs, new_observations, observed_site
 from .prediction.prediction import Prediction
 from .prediction.predictive import predictive
@@ -237,7 +239,7 @@ class Fit:
         _check_draws(n)
         found = observed_site(self.program, site)
         new = new_inputs(self.data, self.model, inputs, num_data)
-        return predictive(self.run, self.data, new, n, found, seed=self.seed if seed is None else seed, keep=keep_draws)
+        return predictive(self.run, self.data, new, n, found, seed=seed_of(self, seed), keep=keep_draws)
 
     def _global_discrete(self) -> list[str]:
         return [name for name, s in self.program.discrete.items() if not s.local]
@@ -325,9 +327,7 @@ class Fit:
         return out
 
     def _seed(self, seed: int | None, offset: int) -> int:
-        if seed is not None:
-            check_seed(seed)
-        return (self.seed if seed is None else seed) * 1009 + offset
+        return seed_of(self, seed) * 1009 + offset
 
     def log_marginal(
         self, data: Any = None, k: int = 1000, *, proposal: str = "guide", seed: int = 0, k_hat: bool = True
@@ -479,5 +479,5 @@ class Fit:
 
 
 def _check_draws(n: Any) -> None:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise ValueError(f"n must be a whole number of draws, at least 1, got {n!r}")

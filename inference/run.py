@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .asked_rows import answers_for_others
 from .diagnosis.psis import smooth
 from .diagnosis.selfcheck import contradiction, widening
 from .draws import Draws, chunk_size, draw
@@ -62,15 +63,18 @@ class Run:
             parts = self.parts(data, whole=discrete and bool(self.program.discrete))
             return draw(self.owned, self.program, parts, num, self.each, point=self.point, discrete=discrete, score=score)
 
-    @property
-    def one_by_one(self) -> bool:
+    def one_by_one(self, data: Any) -> bool:
         """Whether posteriors are looked at observation by observation.
 
-        All latents belong to single ones, and there are many, or the guide is made to give each observation a q of its own.
+        All latents belong to single ones, and the guide has a q for each that it can be asked for alone.
         """
-        if not self.program.local or not all(site.local for site in self.program.latents.values()):
+        if not self.program.all_local:
             return False
-        return self.program.num_local > FEW_LOCAL or hasattr(self.owned.guide, "amortized")
+        if "asked" not in self.__dict__:  # which takes two runs of a guide that is not ours
+            guide = self.owned.guide
+            self.__dict__["asked"] = hasattr(guide, "select") or answers_for_others(self.owned, self.program, data)
+        found: bool = self.__dict__["asked"]
+        return found
 
     def parts(self, data: Any, *, whole: bool = False) -> RowParts:
         """The rows of a data set in parts that fit into memory, or all of them in one.
@@ -88,7 +92,7 @@ class Run:
         size = sum(site.elements for site in sites)
         shared = sum(site.shape.numel() for site in self.program.continuous.values() if not site.local)
         num = max(6, min(num, EVALUATED_ELEMENTS // max(1, size), EVALUATED_PRODUCTS // max(1, shared * self.program.num_data)))
-        if self.one_by_one and self.program.num_local > FEW_LOCAL:
+        if self.program.all_local and self.program.num_local > FEW_LOCAL:
             num = min(num, EVALUATED_LOCAL)
         parts = self.parts(data)
         if self.objective.surrogate is not None or getattr(data, "streamed", False) or not self.program.latents:
@@ -114,7 +118,8 @@ class Run:
         assert draws.log_ratio is not None
         ratio = draws.log_ratio.double()
         # One ratio over thousands of observations' own latents is never even; those are judged one by one.
-        if num >= 100 and self.program.num_local <= FEW_LOCAL and not self.one_by_one and shared <= HOPELESS:
+        few = self.program.num_local <= FEW_LOCAL and shared <= HOPELESS
+        if num >= 100 and few and not self.one_by_one(data):
             self._check_moments(data, draws, seed)
         self.loss, self.loss_error = -float(ratio.mean()), float(ratio.std()) / math.sqrt(len(ratio))
 

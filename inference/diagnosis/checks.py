@@ -8,6 +8,9 @@ from dataclasses import dataclass
 #: Where raw and weighted (or reference) moments may lie apart, in sds and as a share of an sd.
 FAR = 0.3
 
+#: An sd below this share of the mean is none: what sums of draws that are all the same leave.
+ROUNDING = 1e-12
+
 #: How far two restarts' class probabilities may lie apart on average: one decision in ten could change.
 FAR_PROBS = 0.1
 
@@ -41,7 +44,7 @@ class LatentCheck:
     @property
     def sd_change(self) -> float | None:
         """sd / PSIS sd - 1."""
-        return _change(self.sd, self.psis_sd)
+        return _change(self.sd, self.psis_sd, self.psis_mean)
 
     @property
     def mean_error(self) -> float | None:
@@ -51,7 +54,7 @@ class LatentCheck:
     @property
     def sd_error(self) -> float | None:
         """sd / reference sd - 1."""
-        return _change(self.sd, self.reference_sd)
+        return _change(self.sd, self.reference_sd, self.reference_mean)
 
     @property
     def severity(self) -> float:
@@ -113,6 +116,7 @@ class ObservationCheck:
         log_p, log_p_error: log p(x), latents integrated out, and its Monte Carlo standard error.
         effective_draws, k_hat: medians.
         bad_k: observations with a k-hat above `k_threshold`.
+        observed: what p is of, `x`, or `x, y` where labels are known.
     """
 
     of: str
@@ -125,6 +129,7 @@ class ObservationCheck:
     k_hat: float
     k_threshold: float
     bad_k: int
+    observed: str = "x"
 
 
 @dataclass(frozen=True)
@@ -176,10 +181,14 @@ class ScoreCheck:
 def _distance(a: float, b: float | None, scale: float | None) -> float | None:
     if b is None or scale is None or math.isnan(b):
         return None
-    return (a - b) / scale if scale > 0 else (0.0 if a == b else math.inf)
+    if scale > ROUNDING * abs(b):
+        return (a - b) / scale
+    return 0.0 if abs(a - b) <= ROUNDING * abs(b) else math.inf
 
 
-def _change(a: float, b: float | None) -> float | None:
-    if b is None or math.isnan(b):
+def _change(a: float, b: float | None, mean: float | None) -> float | None:
+    if b is None or mean is None or math.isnan(b):
         return None
-    return a / b - 1.0 if b > 0 else (0.0 if a == b else math.inf)
+    if b > ROUNDING * abs(mean):
+        return a / b - 1.0
+    return 0.0 if a <= ROUNDING * abs(mean) else math.inf

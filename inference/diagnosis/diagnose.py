@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..draws import seed_of
 from ..export.export import check_draws
 from ..export.fit_attributes import guide_name, model_name
 from ..export.labels import Labels
+from ..target.program import FEW_LOCAL
 from .checks import CoverageCheck, LatentCheck, RestartCheck, ScoreCheck
 from .diagnose_draws import LEAST_DRAWS, Material, affordable, gather, judge_weights
 from .diagnose_functions import identified, reference_functions
@@ -48,15 +50,16 @@ def diagnose(fit: Fit, reference: Any = None, n: int = 1000, held_out: Any = Non
         ValueError: too few draws, a model without latents, or held-out data that do not fit.
     """
     check_draws(fit, n, LEAST_DRAWS)
-    if fit.run.one_by_one:
-        return diagnose_observations(fit, n, held_out, fit.seed if seed is None else seed)
+    n, chosen = int(n), seed_of(fit, seed)
+    if fit.program.all_local and (fit.program.num_local > FEW_LOCAL or fit.run.one_by_one(fit.data)):
+        return diagnose_observations(fit, n, held_out, chosen)
     doubts: list[str] = []
     notes: list[str] = []
     history = fit.run.history
     if not history.converged:
         doubts.append(f"the optimiser did not converge: {history.stop_reason}")
     truth = _reference(fit, reference, notes)
-    material = gather(fit, n, held_out, fit.seed if seed is None else seed, notes)
+    material = gather(fit, n, held_out, chosen, notes)
     weights = material.best_weights
     doubts += [material.empty] if material.empty else []
     judge_weights(material, doubts, notes)

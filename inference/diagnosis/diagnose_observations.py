@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..export.chosen_rows import examples_of
 from ..export.fit_attributes import guide_name, model_name
 from ..likelihood.log_marginal import LogMarginal, log_marginal
 from .checks import ObservationCheck
@@ -36,13 +35,16 @@ def diagnose_observations(fit: Fit, n: int, held_out: Any, seed: int) -> Diagnos
         doubts.append(f"the optimiser did not converge: {history.stop_reason}")
     checks = []
     if fit.objective == "elbo":
-        part, rows = examples_of(fit, None, seed=seed, most=LOOKED_AT)
-        if rows is not None:
+        rows = torch.linspace(0, len(fit.data) - 1, min(LOOKED_AT, len(fit.data))).round().long().unique()
+        if len(rows) < len(fit.data):
             notes.append(f"k-hats and log p(x) are of {len(rows)} of the {len(fit.data)} observations, evenly spaced")
-        checks.append(_check("training data", log_marginal(part, k=n, seed=seed)))
+        try:
+            checks.append(_check("training data", log_marginal(fit, k=n, seed=seed, rows=rows)))
+        except ValueError as reason:  # a guide with one density for all of them
+            notes = [f"no k-hats and no log p(x): {reason}"]
         if held_out is not None:
             checks.append(_check("held out", log_marginal(fit, held_out, n, seed=seed)))
-        else:
+        elif checks:
             notes.append("training data flatter the model: pass held_out=test for log p(x) of data that it has not seen")
     for check in checks:
         if check.bad_k > FEW_BAD * check.num_data:
@@ -84,6 +86,7 @@ def _check(of: str, found: LogMarginal) -> ObservationCheck:
     finite = found.k_hat[torch.isfinite(found.k_hat)]
     return ObservationCheck(
         of=of,
+        observed=found.observed,
         num_data=len(found),
         log_p=found.mean,
         log_p_error=found.error,

@@ -142,7 +142,7 @@ class Diagnosis:
             rows.append(["LOO", f"elpd {self.loo.elpd:.1f} ± {self.loo.se:.1f}", f"p_loo {self.loo.p_loo:.1f}, {bad}{how}"])
         for o in self.observations:
             bits = f"ELBO {o.elbo:.2f}, {o.bits_per_dim:.3f} bits a dimension, {o.num_data} observations"
-            rows.append([f"log p(x), {o.of}", f"{o.log_p:.2f} ± {o.log_p_error:.2g} nats", bits])
+            rows.append([f"log p({o.observed}), {o.of}", f"{o.log_p:.2f} ± {o.log_p_error:.2g} nats", bits])
             effective = f"{o.bad_k} of {o.num_data} above {o.k_threshold:.2f}, {o.effective_draws:.0f} effective of {self.num_draws} draws"
             rows.append([f"k-hat, {o.of}", f"{o.k_hat:.2f}", f"median; {effective}"])
         for c in self.coverage:

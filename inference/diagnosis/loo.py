@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import arviz_stats
 
+from ..asked_rows import knows_training_rows_alone
 from ..draws import Draws
 from ..export.export import check_draws, log_likelihood_tree, run_draws
 from ..export.labels import Labels
 from ..target.density import joined_message
+from ..target.program import FEW_LOCAL
 from .psis import LEAST_DRAWS
 
 if TYPE_CHECKING:
@@ -47,10 +49,11 @@ def loo(fit: Fit, n: int = 1000, *, site: str | None = None, seed: int | None = 
             f"LOO weighs draws by log p - log q, and guide '{fit.settings.guide or fit.run.family}' has no log q over the model's "
             "latents, its objective being a surrogate; use a family with the objective 'elbo', such as 'mean_field'"
         )
-    if fit.run.one_by_one:
+    if fit.program.all_local and (fit.program.num_local > FEW_LOCAL or fit.run.one_by_one(fit.data)):
+        how = "fit with guide='amortized' and score" if knows_training_rows_alone(fit.guide, fit.program) else "score"
         raise ValueError(
-            "LOO weighs draws of what observations share, and here each has latents of its own and the rest are points; score observations "
-            "that were held out, fit.log_marginal(test)"
+            "LOO weighs draws of what observations share, and here each has latents of its own and the rest are points; "
+            f"{how} observations that were held out, fit.log_marginal(test)"
         )
     return loo_of(fit, run_draws(fit, fit.run, n, seed), site)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from .checks import FAR, LatentCheck
+from .checks import FAR, ROUNDING, LatentCheck
 from .psis import Weights
 
 
@@ -46,7 +46,8 @@ def moment_checks(
     apart = None
     if others:
         gap = np.abs(np.stack(others) - mean).max(0)
-        apart = np.divide(gap, sd, out=np.where(gap > 0, np.inf, 0.0), where=sd > 0)
+        none = ROUNDING * np.abs(mean)
+        apart = np.divide(gap, sd, out=np.where(gap > none, np.inf, 0.0), where=sd > none)
     columns = [column if column is None else column.tolist() for column in (*weighted, *(known or (None, None)), apart)]
     return [
         LatentCheck(name, float(mean[k]), float(sd[k]), *(None if column is None else column[k] for column in columns))

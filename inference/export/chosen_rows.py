@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +46,8 @@ def choose_rows(fit: Fit, rows: Any, draws: int, *, seed: int) -> Tensor | None:
         rows = max(LEAST_ROWS, within)
         if rows >= num:
             return None
-    if isinstance(rows, int) and not isinstance(rows, bool):
+    if isinstance(rows, Integral) and not isinstance(rows, bool):
+        rows = int(rows)
         if rows < 1:
             raise ValueError(f"rows must be at least 1, got {rows}; use log_likelihood=False and predictive=False for none")
         if rows >= num:
@@ -81,14 +83,14 @@ def _run_on(run: Run, program: Program, rows: Tensor) -> Run:
     return dataclasses.replace(run, program=program, owned=owned)
 
 
-def examples_of(fit: Fit, rows: Any, *, seed: int, most: int = EXAMPLES) -> tuple[Fit, Tensor | None]:
+def examples_of(fit: Fit, rows: Any, *, seed: int) -> tuple[Fit, Tensor | None]:
     """A fit whose latents all belong to single observations, on a few of these; and which they are.
 
     Args:
-        rows: how many, drawn at random; a tensor of row numbers; or None for at most `most`, evenly spaced.
+        rows: how many, drawn at random; a tensor of row numbers; or None for at most `EXAMPLES`, evenly spaced.
     """
-    if rows is None and len(fit.data) > most:
-        rows = torch.linspace(0, len(fit.data) - 1, most).round().long().unique()
+    if rows is None and len(fit.data) > EXAMPLES:
+        rows = torch.linspace(0, len(fit.data) - 1, EXAMPLES).round().long().unique()
     cut = None if rows is None else choose_rows(fit, rows, 1, seed=seed)
     part = on_rows(fit, cut)
     return dataclasses.replace(part, data=dataclasses.replace(part.data, observation_dim="example")), cut

@@ -13,12 +13,13 @@ adaptive depth have the group `depth`: the probabilities of 0 to L layers for so
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 from torch import Tensor
 
-from ..draws import Draws
+from ..draws import Draws, seed_of
 from ..likelihood.log_marginal import log_marginal
 from ..run import HOPELESS
 from .chosen_rows import choose_rows, examples_of, label_rows, on_rows
@@ -64,7 +65,7 @@ def to_arviz(
             with more than 2,000 weights. Of networks this is about the weights: a noise scale is always there.
         rows: of networks, the observations whose likelihood and simulations are stored: a number of random ones, or a tensor of
             row numbers. By default all, or as many as half a minute and 800 MB a group allow. Of models whose latents all belong to
-            single observations, such as a VAE, the examples to look at: everything is about these, along the dimension `example`.
+            single observations, such as a VAE, with a guide that can be asked about each alone, the examples to look at: everything is about these, along the dimension `example`.
             By default 20. In place of log_likelihood there are then log_marginal, log p of each example with its latents integrated
             out, and log_conditional, log p of each given the draws, which no LOO may take for the first.
         depths: of networks of adaptive depth, the examples of the group `depth`: p(z | x, y), averaged over the draws, and q(z | x)
@@ -79,13 +80,15 @@ def to_arviz(
             model.
     """
     check_draws(fit, n)
-    seed = fit.seed if seed is None else seed
+    n, seed = int(n), seed_of(fit, seed)
     network = is_network(fit.model, fit.program)
-    singly = fit.run.one_by_one and not network
+    singly = fit.run.one_by_one(fit.data) and not network
     if not network and ((rows is not None and not singly) or not (functions is None or functions is False)):
         raise ValueError(
-            f"{'rows' if rows is not None else 'functions'} is for networks, models with outputs(weights, x) such as BayesianNN; "
-            "leave it out"
+            "functions is for networks, models with outputs(weights, x) such as BayesianNN; leave it out"
+            if rows is None
+            else "rows is for networks, and for models whose latents all belong to single observations with a guide that can be asked about each "
+            "alone, such as 'amortized'; leave it out"
         )
     examples: Tensor | None = None
     whole = fit
@@ -175,7 +178,7 @@ def _notes(fit: Fit, chosen: Chosen, cut: Tensor | None, seed: int) -> dict[str,
 
 def check_draws(fit: Fit, n: int, least: int = 1) -> None:
     """Raises ValueError unless the fit can give `n` draws with their densities."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < least:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < least:
         raise ValueError(f"n must be a whole number of draws, at least {least}, got {n!r}")
     if not fit.program.latents:
         raise ValueError("the model has no latent site, so there is no posterior to look at; use fit.predict")
@@ -189,7 +192,7 @@ def check_draws(fit: Fit, n: int, least: int = 1) -> None:
 
 def run_draws(fit: Fit, run: Run, n: int, seed: int | None) -> Draws:
     """`n` draws of one restart with log p and log q; those of the best one are `fit.sample(n)`."""
-    return run.draws(fit.data, n, draw_seed(fit, run, fit.seed if seed is None else seed))
+    return run.draws(fit.data, n, draw_seed(fit, run, seed_of(fit, seed)))
 
 
 def log_likelihood_tree(fit: Fit, labels: Labels, run: Run, draws: Draws) -> tuple[xr.DataTree, str]:

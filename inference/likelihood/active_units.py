@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def active_units(fit: Any, data: Any = None, n: int = 100, *, site: str | None =
             else "it has no latents of single observations"
         )
         raise ValueError(f"active units are numbers of an observation's code, and the model has none of that name: {have}")
-    if isinstance(n, bool) or not isinstance(n, int) or n < 2:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 2:
         raise ValueError(f"n must be a whole number of draws, at least 2, got {n!r}")
     site = local[0] if site is None else site
     draws = fit.sample(n - n % 2, data=data, seed=seed)[site].double()

@@ -12,6 +12,7 @@ beyond that counts as the family's.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -84,9 +85,10 @@ def inference_gap(fit: Any, data: Any = None, *, steps: int = 300, k: int = 1000
         )
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
-    if isinstance(k, bool) or not isinstance(k, int) or k < 2:
+    if isinstance(k, bool) or not isinstance(k, Integral) or k < 2:
         raise ValueError(f"k must be a whole number of draws, at least 2 for an error of each bound, got {k!r}")
     check_seed(seed)
+    seed, k = int(seed), int(k)
     data = local_data(fit, data)
     many = max(1, CHUNK_ELEMENTS // (k * elements_of_one(fit.program)))
     parts = [

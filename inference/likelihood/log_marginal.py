@@ -9,22 +9,25 @@ instead, the naive estimate that the lecture warns of ("Monte Carlo doesn't help
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..asked_rows import answers_for_others, refuse_other_rows
 from ..diagnosis.psis import LEAST_DRAWS, smooth, threshold
-from ..draws import check_seed, refuse_other_rows
+from ..draws import check_seed
 from ..engine.noise import vmap_random
 from ..prediction.new_inputs import new_observations
 from ..target.density import guide_factors, guide_values, model_factors, model_trace, site_factor
-from ..target.program import base_of, check_data, require_data, sample_sites
+from ..target.program import DATA_PLATE, base_of, check_data, require_data, sample_sites
 
 PROPOSALS = ("guide", "prior")
 
@@ -102,28 +105,42 @@ class LogMarginal:
 
 
 def log_marginal(
-    fit: Any, data: Any = None, k: int = 1000, *, proposal: str = "guide", seed: int = 0, k_hat: bool = True
+    fit: Any,
+    data: Any = None,
+    k: int = 1000,
+    *,
+    proposal: str = "guide",
+    seed: int = 0,
+    k_hat: bool = True,
+    rows: Tensor | None = None,
 ) -> LogMarginal:
-    """Estimates log p(x) of every observation; `Fit.log_marginal` documents the arguments."""
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+    """Estimates log p(x) of every observation; `Fit.log_marginal` documents the arguments.
+
+    Args:
+        rows: which of the observations, by default all.
+    """
+    if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
         raise ValueError(f"k must be a whole number of draws, at least 1, got {k!r}")
     if proposal not in PROPOSALS:
         raise ValueError(f"proposal must be 'guide' (importance sampling) or 'prior' (naive), got {proposal!r}")
     check_seed(seed)
+    seed = int(seed)
     data = local_data(fit, data, needs_guide=proposal == "guide")
     program = fit.program
+    k, wanted = int(k), torch.arange(len(data)) if rows is None else rows
     held = elements_of_one(program)
-    rows = max(1, min(len(data), CHUNK_ELEMENTS // (k * 8), CHUNK_ELEMENTS // held))
+    way = "select" if proposal == "prior" or data is not fit.data else _way(fit)
+    most = len(wanted) if way == "whole" else max(1, min(len(wanted), CHUNK_ELEMENTS // (k * 8), CHUNK_ELEMENTS // held))
     found: list[tuple[Tensor, ...]] = []
     with fit.run.owned.active(seed), torch.no_grad():
-        for start in range(0, len(data), rows):
-            stop = min(start + rows, len(data))
-            weigher = _weigher(fit, _call(fit, data, start, stop), proposal)
-            chunk = max(1, min(k, CHUNK_ELEMENTS // ((stop - start) * held)))
+        for index in wanted.split(most):
+            guide, kwargs = _asked(fit, data, index.to(fit.device), way)
+            weigher = _weigher(fit, guide, kwargs, proposal)
+            chunk = max(1, min(k, CHUNK_ELEMENTS // ((len(data) if way == "whole" else len(index)) * held)))
             log_w = torch.cat([each_of(weigher, min(chunk, k - i), fit.device) for i in range(0, k, chunk)]).double()
-            found.append(summary(log_w, k_hat=k_hat))
+            found.append(summary(log_w[:, index] if way == "whole" else log_w, k_hat=k_hat))
     values, errors, ess, elbo, tails = (torch.cat(parts) for parts in zip(*found, strict=True))
-    given = data.bind(fit.model)
+    given = (data if rows is None else data.select(rows)).bind(fit.model)
     known = observed_of_one(program, given)
     names = ", ".join(known) if len(known) > 1 else "x"
     return LogMarginal(
@@ -137,6 +154,9 @@ def local_data(fit: Any, data: Any, *, needs_guide: bool = True) -> Any:
     shared = [name for name, site in program.latents.items() if not site.local]
     if shared or not program.latents:
         what = f"'{shared[0]}' is shared by all observations" if shared else "it has no latents"
+        plates = [p.name for name in shared for p in program.latents[name].plates if p.size == program.num_data]
+        if plates:
+            what = f"'{shared[0]}' lies in plate '{plates[0]}', which must be called '{DATA_PLATE}' to be known as that over the observations"
         raise ValueError(
             f"log p(x) of one observation needs a model whose latents all belong to single observations, and {what}; see fit.loss and "
             "fit.loo() instead"
@@ -192,23 +212,39 @@ def elements_of_one(program: Any) -> int:
     return sum(-(-site.elements // program.num_data) for site in (*program.observed.values(), *program.latents.values()))
 
 
-def _call(fit: Any, data: Any, start: int, stop: int) -> dict[str, Any]:
-    """Keyword arguments for some rows; of the training data with their numbers, which a table of posteriors needs."""
-    if data is fit.data:
-        kwargs: dict[str, Any] = data.batch(torch.arange(start, stop, device=fit.device), fit.model)
-        return kwargs
-    kwargs = data.select(slice(start, stop)).bind(fit.model)
-    return kwargs
+def _way(fit: Any) -> str:
+    """How a guide is asked about some of the training data: alone (`select`), by their numbers (`batch`), or with all others (`whole`)."""
+    owned = fit.run.owned
+    if hasattr(owned.guide, "select") or answers_for_others(owned, fit.program, fit.data):
+        return "select"
+    if getattr(owned.guide, "family", "") and not getattr(owned.guide, "factorized", False):
+        return "whole"  # one density over all rows, which takes no fewer
+    part = owned.model.forward if isinstance(owned.model, nn.Module) else owned.model
+    return "batch" if {"num_data", "index"} <= set(inspect.signature(part).parameters) else "whole"
 
 
-def _weigher(fit: Any, kwargs: dict[str, Any], proposal: str) -> Callable[[], Tensor]:
+def _asked(fit: Any, data: Any, index: Tensor, way: str) -> tuple[Any, dict[str, Any]]:
+    """The guide and the keyword arguments for some rows."""
+    model, guide = fit.run.owned.model, fit.run.owned.guide
+    if way == "select":
+        table = hasattr(guide, "select") and data is fit.data
+        return guide.select(index) if table else guide, data.select(index).bind(model)
+    return guide, data.batch(index, model) if way == "batch" else data.bind(model)
+
+
+def _weigher(fit: Any, guide: Any, kwargs: dict[str, Any], proposal: str) -> Callable[[], Tensor]:
     """A function that draws latents once and returns log w of each observation, (N,)."""
-    program, model, guide = fit.program, fit.run.owned.model, fit.run.owned.guide
+    program, model = fit.program, fit.run.owned.model
     zero = torch.zeros((), device=fit.device)
 
     def from_guide() -> Tensor:
         trace = poutine.trace(guide).get_trace(**kwargs)
         factors = model_factors(program, model, kwargs, guide_values(trace)) + [f.negative for f in guide_factors(trace)]
+        if not all(f.local for f in factors):
+            raise ValueError(
+                f"guide '{fit.run.family or type(guide).__name__}' has one density for the latents of all observations together, and log p(x) of each "
+                "needs one for each; fit with guide='amortized', 'per_datum' or 'mean_field', or use proposal='prior'"
+            )
         return sum((f.rows for f in factors), start=zero)
 
     def from_prior() -> Tensor:

@@ -13,11 +13,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..draws import seed_of
 from ..engine.noise import vmap_random
 from ..estimators.layer_noise import AtTheMean
 from ..target.program import Site
@@ -101,7 +103,7 @@ def averaging_curve(
         ValueError: for outcomes that are no classes, or a k below 1.
     """
     for k in (*ks, repeats):
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
             raise ValueError(f"ks and repeats must be whole numbers of at least 1, got {k!r}")
     ks = sorted(set(ks))
     if not ks:
@@ -109,7 +111,7 @@ def averaging_curve(
     check_scale(fit.data, data)
     site, run = observed_site(fit.program, None), fit.run
     inputs = new_inputs(fit.data, fit.model, data.inputs, None if data.inputs else len(data))
-    seeds = seeds_of(fit.seed if seed is None else seed)
+    seeds = seeds_of(seed_of(fit, seed))
     with run.owned.active(seeds[0]), torch.no_grad():
         latents = latent_draws(run, fit.data, ks[-1], seeds[0])
         forward = Forward(run.owned, site, inputs, seeds[1], arguments=False)

@@ -9,8 +9,10 @@ not draw such sets; of data from the model itself it is uniform (Rubin 1984; Gel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +20,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..draws import check_seed, chunk_size, map_random
+from ..draws import chunk_size, map_random, seed_of
 from ..target.program import Fix, check_data, require_data
 from .new_inputs import new_inputs, new_observations, observed_site
 from .picture_statistics import STATISTICS, Statistic, plane
@@ -49,11 +51,14 @@ class PictureCheck:
 
     @property
     def p_values(self) -> dict[str, dict[str, float]]:
-        """statistic -> `mean` and `sd` over the set -> share of sets, the data's own among them, with at least the data's value."""
+        """statistic -> `mean` and `sd` over the set -> share of sets, the data's own among them, with at least the data's value.
+
+        NaN where the statistic is NaN for some picture.
+        """
         found = {}
         for name, values in self.observed.items():
             sets, own = _summaries(self.replicated[name]), _summaries(values[None])
-            found[name] = {k: (1 + int((sets[k] >= own[k]).sum())) / (1 + len(sets[k])) for k in SUMMARIES}
+            found[name] = {k: _p_value(sets[k], own[k]) for k in SUMMARIES}
         return found
 
     def to_arviz(self) -> xr.DataTree:
@@ -99,6 +104,13 @@ class PictureCheck:
         return "\n".join(lines)
 
 
+def _p_value(sets: Tensor, own: Tensor) -> float:
+    """NaN where a statistic has no value for some picture."""
+    if bool(sets.isnan().any() | own.isnan().any()):
+        return math.nan
+    return (1 + int((sets >= own).sum())) / (1 + len(sets))
+
+
 def _summaries(values: Tensor) -> dict[str, Tensor]:
     """Of sets (n, N): mean and sd of each."""
     return {"mean": values.mean(1), "sd": values.std(1)}
@@ -121,9 +133,9 @@ def check_pictures(
     seed: int | None = None,
 ) -> PictureCheck:
     """Compares pictures with sets drawn from the model; `Fit.check_pictures` documents the arguments."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 2:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 2:
         raise ValueError(f"n must be a whole number of sets to draw, at least 2, got {n!r}")
-    check_seed(fit.seed if seed is None else seed)
+    n, seed = int(n), seed_of(fit, seed)
     found = observed_site(fit.program, site or _pictures_of(fit))
     if not found.local or found.event_dim < 1 or len(found.batch_shape) != 1:
         raise ValueError(
@@ -143,6 +155,13 @@ def check_pictures(
         raise ValueError(
             f"check_pictures takes at least two pictures of shape {tuple(found.shape[1:])}, got {tuple(pictures.shape)}"
         )
+    size = (
+        None
+        if size is None
+        else tuple(int(s) for s in size)
+        if isinstance(size, tuple | list) and all(isinstance(s, np.integer | int) for s in size)
+        else size
+    )
     chosen = STATISTICS if statistics is None else statistics
     if not isinstance(chosen, Mapping) or not chosen or not all(map(callable, chosen.values())):
         raise ValueError(f"statistics takes functions by name, such as {{'ink': lambda x: x.mean((1, 2))}}, got {statistics!r}")
@@ -160,7 +179,6 @@ def check_pictures(
                 f"a statistic takes pictures (N, H, W) and returns a tensor (N,), and '{name}' returned {got} for {len(pictures)}"
             )
     inputs = new_inputs(fit.data, fit.model, data.inputs or None, None if data.inputs else len(pictures))
-    seed = fit.seed if seed is None else seed
 
     def one(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with Fix(latents):

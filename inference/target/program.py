@@ -118,6 +118,11 @@ class Program:
         return max([1, *(site.elements // max(1, self.num_data) for site in sites)])
 
     @property
+    def all_local(self) -> bool:
+        """Whether all latents belong to single observations, and some are continuous."""
+        return bool(self.local) and all(site.local for site in self.latents.values())
+
+    @property
     def num_local(self) -> int:
         """Numbers in the continuous latents of single observations, all together."""
         return sum(site.shape.numel() for site in self.local.values())
@@ -147,7 +152,7 @@ def quiet(seed: int | None = None) -> Iterator[None]:
     """Runs a block with validation off and leaves every global random generator as it was found."""
     with kept_generators(), pyro.validation_enabled(False):
         if seed is not None:
-            pyro.set_rng_seed(seed)
+            pyro.set_rng_seed(int(seed))
         yield
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from . import guides, inference
 from .catalog import entry_of
+from .inference.draws import check_seed
 from .inference.engine.interrupts import import_whole
 from .inference.engine.turns import in_turn
 from .inference.target.program import check_data, describe
@@ -103,6 +104,8 @@ def fit(
         NonFiniteError: the loss or a gradient became NaN or infinite; `error.fit` holds the last finite state.
     """
     check_data(model, data)
+    check_seed(seed)
+    seed = int(seed)
     import_whole()
     if guide is None:
         guide = matching_guide(in_precision(model, data), data)

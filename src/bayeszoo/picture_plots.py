@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from .data import Data
 from .figure import GREY, open_axes
 from .inference import Fit
-from .inference.draws import check_seed, knows_training_rows_alone
+from .inference.asked_rows import knows_training_rows_alone
+from .inference.draws import check_seed
 from .inference.prediction.new_inputs import new_observations
 from .inference.prediction.picture_statistics import plane
 from .inference.target.program import check_data

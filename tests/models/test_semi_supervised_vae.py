@@ -310,6 +310,8 @@ def test_rows_that_are_not_there_cannot_be_labelled(rows: Any, named: str) -> No
     with pytest.raises(ValueError, match=f"labelled rows are whole numbers from 0 to 11, got {named}"):
         data.partly_labelled(rows)
     assert data.partly_labelled(torch.arange(12) < 3).observed["y"].tolist() == [0, 1, 2] + [-1] * 9
+    for dtype in (torch.int16, torch.uint8):
+        assert data.partly_labelled(torch.arange(3).to(dtype)).observed["y"].tolist() == [0, 1, 2] + [-1] * 9
 
 
 def test_classes_that_are_none_are_not_decoded() -> None:

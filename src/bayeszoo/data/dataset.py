@@ -367,7 +367,8 @@ class Data:
             index = torch.as_tensor(rows).to(y.device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"labelled rows are whole numbers from 0 to {len(y) - 1}, got {rows!r}") from error
-        index = index if index.numel() else index.long()  # an empty list is of floats
+        if not index.numel() or not (index.is_floating_point() or index.is_complex() or index.dtype == torch.bool):
+            index = index.long()  # of bytes torch makes a mask, and an empty list is of floats
         if index.dtype == torch.bool and index.shape == y.shape:
             index = index.nonzero()[:, 0]
         wrong = index if index.is_floating_point() or index.dtype == torch.bool else index[(index < 0) | (index >= len(y))]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import bayeszoo as bz
+from bayeszoo.inference.diagnosis.checks import LatentCheck
 from bayeszoo.inference.diagnosis.psis import smooth
 
 
@@ -258,3 +259,11 @@ def test_latents_of_single_observations_alone() -> None:
     together = bz.fit(model, bz.data.Data({}, x), "mean_field", steps=20, compile=False, progress=False)
     notes = together.diagnose(n=100).notes
     assert any("120 latents of single observations" in note and "fit.log_marginal().k_hat" in note for note in notes)
+
+
+def test_what_rounding_leaves_of_a_constant_is_no_spread() -> None:
+    """An assignment that is the same in all draws: sums of weights make an sd of 2e-16 of it."""
+    check = LatentCheck("z[3]", 1.0, 0.0, 1.0 + 2.2e-16, 2.2e-16)
+    assert check.shift == check.sd_change == check.severity == 0.0
+    assert LatentCheck("z[3]", 1.0, 0.0, 0.0, 0.0).shift == math.inf
+    assert LatentCheck("z[3]", 1e-9, 2e-10, 2e-9, 1e-10).shift == pytest.approx(-10.0)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import arviz as az
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 import bayeszoo as bz
@@ -128,13 +132,6 @@ def test_a_guide_for_each_observation_is_looked_at_one_by_one_however_few_there_
         fit.loo()
 
 
-def test_a_few_latents_of_any_other_guide_stay_together() -> None:
-    few = data().select(range(12))
-    model = bz.models.VAE(5, 2, "gaussian", generator=nn.Linear(2, 5))
-    fit = bz.fit(model, few, "mean_field", steps=30, compile=False, progress=False)
-    assert fit.to_arviz(100)["posterior"]["z"].dims[2] == "observation"
-
-
 def test_a_table_of_posteriors_is_cut_to_the_examples() -> None:
     fit = linear("per_datum", 50)
     tree = fit.to_arviz(400, rows=torch.tensor([7]))
@@ -142,3 +139,109 @@ def test_a_table_of_posteriors_is_cut_to_the_examples() -> None:
     apart = np.abs(tree["posterior"]["z"].values[0, :, 0].mean(0) - whole.mean(0).numpy()) / whole.std(0).numpy()
     assert apart.max() < 5 * np.sqrt(2 / 400)
     assert fit.diagnose(n=100).observations[0].num_data == 100
+
+
+def pairs(x: Tensor | None = None, *, num_data: int | None = None, index: Tensor | None = None) -> None:
+    """Of each observation a latent of its own: log p(x) = log N(x; 0, sqrt 2)."""
+    with pyro.plate("data", num_data or len(x), subsample=index):  # type: ignore[arg-type]
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def pairs_whole(x: Tensor | None = None, *, num_data: int | None = None) -> None:
+    pairs(x, num_data=num_data)
+
+
+def table(x: Tensor, num_data: int | None = None, index: Tensor | None = None) -> None:
+    loc = pyro.param("loc", lambda: torch.zeros(num_data or len(x)))
+    with pyro.plate("data", num_data or len(x), subsample=index) as i:
+        pyro.sample("z", dist.Normal(loc[i], 0.7))
+
+
+def network(x: Tensor, num_data: int | None = None, index: Tensor | None = None) -> None:
+    a = pyro.param("a", torch.tensor(0.4))
+    with pyro.plate("data", num_data or len(x), subsample=index):
+        pyro.sample("z", dist.Normal(a * x, 0.7))
+
+
+def numbers(num: int) -> bz.data.Data:
+    return bz.data.Data({}, {"x": 1.4 * torch.randn(num, generator=torch.Generator().manual_seed(2), dtype=torch.float64)})
+
+
+@pytest.mark.parametrize("guide", [table, "mean_field"])
+def test_a_table_of_all_observations_is_never_asked_as_if_some_were_its_first(guide: Any) -> None:
+    fit = bz.fit(pairs, numbers(1_200), guide, steps=400, optimizer=0.05, compile=False, progress=False)
+    assert fit.to_arviz(20)["posterior"]["z"].dims[2] == "observation"
+    with pytest.raises(ValueError, match="rows is for networks, and for models whose latents"):
+        fit.to_arviz(20, rows=3)
+    report = fit.diagnose(n=200)
+    all_of_them = fit.log_marginal(k=200)
+    rows = torch.linspace(0, 1_199, 100).round().long()
+    exact = dist.Normal(0.0, 2**0.5).log_prob(fit.data.observed["x"])
+    assert report.observations[0].log_p == pytest.approx(float(exact[rows].mean()), abs=0.02)
+    # The ELBO of 200 draws a row, against the others' draws: sd of a log ratio about 0.5.
+    assert report.observations[0].elbo == pytest.approx(
+        float(all_of_them.elbo[rows].mean()), abs=4 * 0.5 / (200 * 100) ** 0.5 * 2**0.5
+    )
+    assert all_of_them.mean == pytest.approx(float(exact.mean()), abs=0.01)
+
+
+def test_a_network_of_the_users_is_asked_about_each_alone() -> None:
+    fit = bz.fit(pairs, numbers(40), network, steps=200, optimizer=0.05, compile=False, progress=False)
+    tree = fit.to_arviz(400, rows=[30, 2])
+    assert tree["posterior"]["z"].dims[2] == "example"
+    x = fit.data.observed["x"][[30, 2]]
+    means = tree["posterior"]["z"].values[0].mean(0)
+    np.testing.assert_allclose(means, 0.5 * x, atol=5 * 0.7 / 400**0.5 + 0.02 * float(x.abs().max()))
+    with pytest.raises(ValueError, match="log_marginal"):
+        fit.loo()
+
+
+@pytest.mark.parametrize("guide", ["amortized", "per_datum", "mean_field"])
+@pytest.mark.parametrize("model", [pairs, pairs_whole])
+def test_more_rows_than_one_chunk_of_a_model_with_and_without_batches(
+    guide: str, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bayeszoo.inference.likelihood.log_marginal.CHUNK_ELEMENTS", 8 * 100 * 50)
+    fit = bz.fit(model, numbers(130), guide, steps=600, optimizer=0.02, compile=False, progress=False)
+    found = fit.log_marginal(k=100)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(fit.data.observed["x"])
+    assert bool(((found.values - exact).abs() < 5 * found.errors + 0.05).all())
+
+
+def test_one_density_for_all_observations_has_none_for_each() -> None:
+    fit = bz.fit(pairs, numbers(30), "full_rank", steps=20, compile=False, progress=False)
+    with pytest.raises(ValueError, match="guide 'full_rank' has one density for the latents of all observations together"):
+        fit.log_marginal(k=10)
+
+
+def test_a_plate_of_another_name_is_named() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    fit = bz.fit(model, numbers(30), "mean_field", steps=20, compile=False, progress=False)
+    with pytest.raises(ValueError, match="'z' lies in plate 'rows', which must be called 'data'"):
+        fit.log_marginal(k=10)
+
+
+def test_numbers_of_numpy_are_numbers(good: bz.inference.Fit) -> None:
+    seed, k = np.int64(3), np.int64(120)
+    torch.testing.assert_close(
+        good.log_marginal(k=k, seed=seed).values, good.log_marginal(k=120, seed=3).values, rtol=0, atol=0
+    )  # type: ignore[arg-type]
+    torch.testing.assert_close(good.sample(k, seed=seed)["z"], good.sample(120, seed=3)["z"], rtol=0, atol=0)  # type: ignore[arg-type]
+    assert good.to_arviz(k, rows=np.int64(3), seed=seed)["posterior"].sizes["example"] == 3  # type: ignore[arg-type]
+    few = data().select(range(12))
+    fits = [
+        bz.fit(
+            bz.models.BayesianLinearRegression(2),
+            bz.data.Data({"x": few.observed[:, :2]}, few.observed[:, 2]),
+            seed=s,
+            steps=5,
+            progress=False,
+        )
+        for s in (seed, 3)
+    ]  # type: ignore[arg-type]
+    assert fits[0].losses == fits[1].losses
+    assert type(fits[0].seed) is int

@@ -147,6 +147,11 @@ def test_same_seed_same_check_and_other_statistics() -> None:
     assert torch.equal(a.observed["corner"], same.observed["corner"])
 
 
+def test_a_statistic_without_a_value_has_no_p_value() -> None:
+    check = generator().check_pictures(n=5, statistics={"log": lambda x: (x.mean((1, 2)) - 0.5).log()})
+    assert all(math.isnan(p) for p in check.p_values["log"].values())
+
+
 def test_what_is_refused() -> None:
     fit = generator()
     coin = bz.fit(bz.models.CoinFlip(), bz.data.Data({}, torch.ones(9)), "exact", progress=False)
