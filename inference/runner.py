@@ -218,11 +218,13 @@ def _check_numbers(
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm is the greatest global norm of the gradient and must be positive, got {clip_norm!r}")
-    number = isinstance(kl_weight, SupportsFloat) and not isinstance(kl_weight, bool)
-    if kl_weight is not None and not number and not callable(kl_weight):
+    number = isinstance(kl_weight, SupportsFloat) and not isinstance(kl_weight, bool | type)
+    if kl_weight is not None and not number and (not callable(kl_weight) or isinstance(kl_weight, type)):
         raise ValueError(f"kl_weight is a number or a function (step, steps) -> weight, got {kl_weight!r}")
-    if isinstance(kl_weight, SupportsFloat) and not float(kl_weight) >= 0:
-        raise ValueError(f"kl_weight multiplies the KL term and must not be negative, got {kl_weight!r}")
+    if number and not 0 <= float(kl_weight) < math.inf:  # type: ignore[arg-type]
+        raise ValueError(
+            f"kl_weight multiplies the KL term and must be a finite number that is not negative, got {kl_weight!r}"
+        )
     if compile not in (True, False, "auto"):
         raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
     if loss not in (*ESTIMATORS, "auto"):

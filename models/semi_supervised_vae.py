@@ -105,7 +105,12 @@ class SemiSupervisedVAE(PyroModule):
         """
         like = next(self.parameters())
         styles = check_codes(z, self.latents, "styles").to(like)
-        if not isinstance(c, Tensor) or c.dtype not in _WHOLE or bool(((c < 0) | (c >= self.classes)).any()):
+        try:
+            c = torch.as_tensor(c)
+            known = c.dtype in _WHOLE and not bool(((c < 0) | (c >= self.classes)).any())
+        except (TypeError, ValueError, RuntimeError):
+            known = False
+        if not known:
             raise ValueError(f"classes are a tensor of whole numbers from 0 to {self.classes - 1}, got {c!r}")
         if c.shape != (len(styles),):
             raise ValueError(f"classes are one for each of the {len(styles)} styles, got shape {tuple(c.shape)}")

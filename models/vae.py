@@ -151,7 +151,8 @@ def pixel_numbers(generator: nn.Module, codes: Tensor, shape: tuple[int, ...], p
 def check_codes(z: Any, latents: int, word: str = "codes") -> Tensor:
     """Return codes, a tensor or an array, as a tensor; raise ValueError unless they are real numbers, `(N, latents)`."""
     try:
-        codes = torch.as_tensor(z)
+        codes = torch.as_tensor(np.ascontiguousarray(z) if isinstance(z, np.ndarray) else z)
+        codes = codes if codes.layout == torch.strided else codes.to_dense()
     except (TypeError, ValueError, RuntimeError):
         codes = torch.zeros((), dtype=torch.bool)
     if codes.is_complex() or codes.dtype == torch.bool:

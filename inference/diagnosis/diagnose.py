@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..asked_rows import refuse_other_rows
 from ..draws import seed_of
 from ..export.export import check_draws
 from ..export.fit_attributes import guide_name, model_name
@@ -53,6 +54,8 @@ def diagnose(fit: Fit, reference: Any = None, n: int = 1000, held_out: Any = Non
     n, chosen = int(n), seed_of(fit, seed)
     if fit.program.all_local and (fit.program.num_local > FEW_LOCAL or fit.run.one_by_one(fit.data)):
         return diagnose_observations(fit, n, held_out, chosen)
+    if held_out is not None and fit.program.all_local:
+        refuse_other_rows(fit.guide, fit.program)
     doubts: list[str] = []
     notes: list[str] = []
     history = fit.run.history

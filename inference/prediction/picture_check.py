@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ..result import Fit
 
 SUMMARIES = ("mean", "sd")
+#: What a variable of the tree cannot be called.
+_DIMENSIONS = ("chain", "draw", "picture", "summary")
 #: Pictures of the training data that are looked at, where no data are given.
 PICTURES = 1000
 
@@ -165,6 +167,11 @@ def check_pictures(
     chosen = STATISTICS if statistics is None else statistics
     if not isinstance(chosen, Mapping) or not chosen or not all(map(callable, chosen.values())):
         raise ValueError(f"statistics takes functions by name, such as {{'ink': lambda x: x.mean((1, 2))}}, got {statistics!r}")
+    for name in chosen:
+        if not isinstance(name, str) or not name.strip() or "/" in name or name in _DIMENSIONS:
+            raise ValueError(
+                f"a statistic's name becomes a variable's: a text without '/', and none of {', '.join(_DIMENSIONS)}; got {name!r}"
+            )
     lie = plane(found.shape[1:], size)
 
     def measured(x: Tensor) -> dict[str, Tensor]:

@@ -309,7 +309,8 @@ def test_kl_weight_anneals_and_ends_at_the_elbo(problem: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"kl_weight": -1.0}, "must not be negative"),
+        ({"kl_weight": -1.0}, "a finite number that is not negative"),
+        ({"kl_weight": math.inf}, "a finite number that is not negative"),
         ({"kl_weight": lambda step, steps: 1.0}, "needs the number of steps"),
         ({"kl_weight": lambda step: 1.0, "steps": 9}, "kl_weight as a function is called with .step, steps."),
         ({"kl_weight": lambda step, steps: 1.0 - step, "steps": 9}, "not negative, and at step 2 of 9 it returned -1.0"),

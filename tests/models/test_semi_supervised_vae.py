@@ -316,7 +316,11 @@ def test_rows_that_are_not_there_cannot_be_labelled(rows: Any, named: str) -> No
 
 def test_classes_that_are_none_are_not_decoded() -> None:
     model = bz.models.SemiSupervisedVAE(6, K, latents=2, hidden=(5,))
-    for c in (torch.tensor([0, K]), torch.tensor([-1, 0]), torch.tensor([0.0, 1.0]), [0, 1]):
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.decode(torch.zeros(2, 2), [0, 1]), model.decode(torch.zeros(2, 2), torch.tensor([0, 1]))
+        )  # type: ignore[arg-type]
+    for c in (torch.tensor([0, K]), torch.tensor([-1, 0]), torch.tensor([0.0, 1.0]), [0.0, 1.0], None, "a"):
         with pytest.raises(ValueError, match="whole numbers from 0 to 2"):
             model.decode(torch.zeros(2, 2), c)  # type: ignore[arg-type]
 

@@ -164,6 +164,8 @@ def test_what_is_refused() -> None:
         "divide them by 4": lambda: fit.check_pictures(4.0 * torch.ones(3, 36)),
         r"give x.float\(\)": lambda: fit.check_pictures(torch.ones(3, 36, dtype=torch.int64)),
         "statistics takes functions by name, .* got {}": lambda: fit.check_pictures(statistics={}),
+        "a text without '/', .* got 'a/b'": lambda: fit.check_pictures(statistics={"a/b": lambda x: x.mean((1, 2))}),
+        "got 'picture'": lambda: fit.check_pictures(statistics={"picture": lambda x: x.mean((1, 2))}),
         "got {'ink': 3}": lambda: fit.check_pictures(statistics={"ink": 3}),
         "'ink' returned float for 40": lambda: fit.check_pictures(statistics={"ink": lambda x: 1.0}),
         r"numbers of rows and of columns, \(H, W\), got 8": lambda: fit.check_pictures(size=8),
