@@ -1,58 +1,120 @@
-"""Which observations a guide of single observations' latents can be asked about: any, or those that it was fitted to."""
+"""Which observations a guide of single observations' latents can be asked about.
+
+`alone`: about any observation by itself, as a network that sees it can; `number`: about the training data, by their numbers; `all`:
+about the training data, all of them at once. A guide that is none of the families is tried: a table answers by the place in what
+it is asked, whatever the data there, and a network whose answer depends on the other rows is none for single ones.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from pyro import poutine
+from torch import Tensor, nn
 
 from .engine.owned import Owned
 from .target.density import site_factor
-from .target.program import DATA_PLATE, Fix, Program, sample_sites
+from .target.program import DATA_PLATE, Fix, Program, bound_rows, sample_sites
 
-#: Observations that a guide which is none of the families is asked about.
+type Asked = Literal["alone", "number", "all"]
+
+#: Observations that a guide which is none of the families is tried with.
 _TRIED = 20
+#: Nats by which the densities of one value under two rows' q must differ, for the rows to be told apart.
+_APART = 1e-2
 
 
-def knows_training_rows_alone(guide: Any, program: Program) -> bool:
-    """Whether q of single observations' latents is a row for each of the training data, of whatever data it is asked."""
-    local = any(site.local and not site.discrete for site in program.latents.values())
-    return local and not getattr(guide, "amortized", not hasattr(guide, "space"))
+def asked(owned: Owned, program: Program, data: Any) -> Asked:
+    """How a guide may be asked about a part of the observations.
+
+    Args:
+        data: the training data.
+    """
+    guide = owned.guide
+    if getattr(guide, "family", ""):
+        if getattr(guide, "amortized", not hasattr(guide, "space")):
+            return "alone"
+        by_number = hasattr(guide, "select") or getattr(guide, "factorized", False)
+        return "number" if by_number and takes_numbers(owned.model) else "all"
+    with owned.active(0), torch.no_grad():
+        tried = torch.linspace(0, len(data) - 1, min(len(data), _TRIED)).round().long().unique()
+
+        def some(rows: Tensor) -> Mapping[str, Any]:
+            kwargs: Mapping[str, Any] = data.select(tried[rows]).bind(owned.model)
+            return kwargs
+
+        def numbered(rows: Tensor) -> Mapping[str, Any]:
+            kwargs: Mapping[str, Any] = data.batch(rows.to(owned.device), owned.model)
+            return kwargs
+
+        if _follows(owned, program, some(torch.arange(len(tried))), some):
+            return "alone"
+        whole = takes_numbers(owned.model) and not getattr(data, "streamed", False)
+        if whole and _follows(owned, program, bound_rows(owned.model, data), numbered):
+            return "number"
+    return "all"
 
 
-def refuse_other_rows(guide: Any, program: Program) -> None:
+def takes_numbers(model: Any) -> bool:
+    """Whether a model takes the numbers of the rows that it is called with."""
+    part = model.forward if isinstance(model, nn.Module) else model
+    return {"num_data", "index"} <= set(inspect.signature(part).parameters)
+
+
+def knows_training_rows_alone(how: Asked, program: Program) -> bool:
+    """Whether q of single observations' latents answers for the training data, of whatever data it is asked."""
+    return bool(program.local) and how != "alone"
+
+
+def refuse_other_rows(guide: Any, how: Asked, program: Program) -> None:
     """Raises ValueError where a guide, asked about observations that it was not fitted to, would answer with those that it was."""
-    if knows_training_rows_alone(guide, program):
+    if knows_training_rows_alone(how, program):
+        name = getattr(guide, "family", "") or getattr(guide, "__name__", type(guide).__name__)
         raise ValueError(
-            f"guide '{guide.family}' knows the observations of the training data alone; leave out the data, or fit with guide='amortized'"
+            f"guide '{name}' knows the observations of the training data alone; leave out the data, or fit with guide='amortized'"
         )
 
 
-def answers_for_others(owned: Owned, program: Program, data: Any) -> bool:
-    """Whether q of one observation's latents depends on that observation, as a network's does, and not on its place in the data.
+def _follows(owned: Owned, program: Program, kwargs: Mapping[str, Any], part: Callable[[Tensor], Mapping[str, Any]]) -> bool:
+    """Whether q of two rows that differ is the same among all, among each other in either order, and of each alone.
 
-    A guide that is none of the families is asked about some rows, and then about the last two of these alone, which a table takes
-    for its first.
+    Args:
+        kwargs: of all rows.
+        part: the keyword arguments of some of these.
     """
-    if getattr(owned.guide, "family", ""):
-        return bool(getattr(owned.guide, "amortized", False))
-    some = torch.linspace(0, len(data) - 1, min(len(data), _TRIED)).round().long().unique()
-    last = torch.arange(len(some))[-2:].flip(0)
     try:
-        with owned.active(0), torch.no_grad():
-            whole = poutine.trace(owned.guide).get_trace(**data.select(some).bind(owned.model))
-            sites = {name: site for name, site in sample_sites(whole) if name in program.local}
-            drawn = {name: site["value"].index_select(_place(site), last) for name, site in sites.items()}
-            with Fix(drawn):
-                alone = poutine.trace(owned.guide).get_trace(**data.select(some[last]).bind(owned.model))
-            for name, site in sites.items():
-                expected, found = site_factor(name, site).rows[last], site_factor(name, alone.nodes[name]).rows
-                if not torch.allclose(expected, found, rtol=1e-3, atol=1e-3):
-                    return False
+        first = poutine.trace(owned.guide).get_trace(**kwargs)
+        sites = {name: site for name, site in sample_sites(first) if not site["is_observed"]}
+        if any(name not in program.latents for name in sites):  # one density for several latents
+            return False
+        places = {name: _place(site) for name, site in sites.items() if program.latents[name].local}
+        if not places:
+            return True
+
+        def densities(kwargs: Mapping[str, Any], rows: int) -> list[Tensor]:
+            """Of every local latent at one value, (rows,) log q."""
+            zeros = torch.zeros(rows, dtype=torch.long, device=owned.device)
+            values = {n: s["value"].index_select(places[n], zeros) if n in places else s["value"] for n, s in sites.items()}
+            with Fix(values):
+                trace = poutine.trace(owned.guide).get_trace(**kwargs)
+            return [site_factor(name, trace.nodes[name]).rows for name in places]
+
+        whole = densities(kwargs, next(iter(sites[n]["value"].shape[p] for n, p in places.items())))
+        total = torch.stack(whole).sum(0)
+        most, least = int(total.argmax()), int(total.argmin())
+        if not bool(total[most] - total[least] > _APART):
+            return False  # which rows it answers for cannot be seen
+        for rows in ((most, least), (least, most), (most,), (least,)):
+            index = torch.tensor(rows)
+            found = densities(part(index), len(rows))
+            if not all(torch.allclose(a[index], b, rtol=1e-3, atol=1e-3) for a, b in zip(whole, found, strict=True)):
+                return False
     except Exception:  # of a guide that takes no other rows than those it was fitted to
         return False
-    return len(some) > 2
+    return True
 
 
 def _place(site: Any) -> int:

@@ -164,7 +164,11 @@ def restore(run: Run, checkpoint: Checkpoint, index: int) -> None:
 def _of_statements(run: Run) -> dict[str, Tensor]:
     """What `pyro.param` statements have made, of functions and in modules; call inside `owned.active`."""
     local = {name: store[key] for name, (store, key) in run.owned.local_slots().items()}
-    return local | dict(pyro.get_param_store().named_parameters())
+    return (
+        local
+        | dict(pyro.get_param_store().named_parameters())
+        | {k.removeprefix("param."): v for k, v in run.owned.reached.items()}
+    )
 
 
 def load_module(part: Any, saved: Mapping[str, Tensor], what: str) -> None:

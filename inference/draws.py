@@ -58,6 +58,8 @@ def check_seed(seed: Any) -> None:
     """Raises ValueError for what is no seed."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be a whole number that is not negative, got {seed!r}")
+    if seed >= 2**50:
+        raise ValueError(f"seed must be below 2**50, got {seed}; take it modulo something smaller")
 
 
 def chunk_size(num_data: int, itemsize: int, width: int = 1) -> int:

@@ -17,6 +17,7 @@ from .prediction.new_inputs import check_scale, new_inputs, new_observations, ob
 from .prediction.prediction import Prediction
 from .prediction.predictive import predictive
 from .run import Run
+from .target.arrays import as_tensor
 from .target.density import EachDraw, joined_message, log_likelihood
 from .target.program import Program, base_of, check_data, require_data
 
@@ -191,9 +192,9 @@ class Fit:
         where = self.data
         if data is not None:
             if data is not self.data:
-                refuse_other_rows(self.guide, self.program)
+                refuse_other_rows(self.guide, self.run.asked(self.data), self.program)
             if isinstance(data, (Tensor, np.ndarray)):
-                data = new_observations(self.data, torch.as_tensor(data))
+                data = new_observations(self.data, as_tensor(data))
             require_data(data)
             where = data.to(self.device, self.dtype)
             check_data(self.model, where, new=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .asked_rows import answers_for_others
+from .asked_rows import Asked, asked
 from .diagnosis.psis import smooth
 from .diagnosis.selfcheck import contradiction, widening
 from .draws import Draws, chunk_size, draw
@@ -68,12 +68,13 @@ class Run:
 
         All latents belong to single ones, and the guide has a q for each that it can be asked for alone.
         """
-        if not self.program.all_local:
-            return False
-        if "asked" not in self.__dict__:  # which takes two runs of a guide that is not ours
-            guide = self.owned.guide
-            self.__dict__["asked"] = hasattr(guide, "select") or answers_for_others(self.owned, self.program, data)
-        found: bool = self.__dict__["asked"]
+        return self.program.all_local and (hasattr(self.owned.guide, "select") or self.asked(data) == "alone")
+
+    def asked(self, data: Any) -> Asked:
+        """How the guide may be asked about a part of the observations; of the training data."""
+        if "_asked" not in self.__dict__:  # which takes some runs of a guide that is not ours
+            self.__dict__["_asked"] = asked(self.owned, self.program, data)
+        found: Asked = self.__dict__["_asked"]
         return found
 
     def parts(self, data: Any, *, whole: bool = False) -> RowParts:

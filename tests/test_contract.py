@@ -310,7 +310,8 @@ def test_log_likelihood(fitted: tuple[Case, bz.inference.Fit]) -> None:
 def test_tree(fitted: tuple[Case, bz.inference.Fit]) -> None:
     _, fit = fitted
     tree = fit.to_arviz(40)
-    groups = {"posterior", "posterior_predictive", "log_likelihood", "observed_data", "sample_stats"}
+    likelihood = "log_conditional" if fit.program.all_local else "log_likelihood"
+    groups = {"posterior", "posterior_predictive", likelihood, "observed_data", "sample_stats"}
     if not fit.improper:
         groups |= {"prior", "prior_predictive"}
     assert groups <= set(tree.children)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..export.fit_attributes import guide_name, model_name
-from ..likelihood.log_marginal import LogMarginal, log_marginal
+from ..likelihood.log_marginal import Joint, LogMarginal, log_marginal
 from .checks import ObservationCheck
 from .diagnose_draws import richer
 from .diagnosis import Diagnosis
@@ -40,7 +40,7 @@ def diagnose_observations(fit: Fit, n: int, held_out: Any, seed: int) -> Diagnos
             notes.append(f"k-hats and log p(x) are of {len(rows)} of the {len(fit.data)} observations, evenly spaced")
         try:
             checks.append(_check("training data", log_marginal(fit, k=n, seed=seed, rows=rows)))
-        except ValueError as reason:  # a guide with one density for all of them
+        except Joint as reason:
             notes = [f"no k-hats and no log p(x): {reason}"]
         if held_out is not None:
             checks.append(_check("held out", log_marginal(fit, held_out, n, seed=seed)))

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import arviz_stats
 
-from ..asked_rows import knows_training_rows_alone
 from ..draws import Draws
 from ..export.export import check_draws, log_likelihood_tree, run_draws
 from ..export.labels import Labels
 from ..target.density import joined_message
-from ..target.program import FEW_LOCAL
 from .psis import LEAST_DRAWS
 
 if TYPE_CHECKING:
@@ -49,17 +47,13 @@ def loo(fit: Fit, n: int = 1000, *, site: str | None = None, seed: int | None = 
             f"LOO weighs draws by log p - log q, and guide '{fit.settings.guide or fit.run.family}' has no log q over the model's "
             "latents, its objective being a surrogate; use a family with the objective 'elbo', such as 'mean_field'"
         )
-    if fit.program.all_local and (fit.program.num_local > FEW_LOCAL or fit.run.one_by_one(fit.data)):
-        how = "fit with guide='amortized' and score" if knows_training_rows_alone(fit.guide, fit.program) else "score"
-        raise ValueError(
-            "LOO weighs draws of what observations share, and here each has latents of its own and the rest are points; "
-            f"{how} observations that were held out, fit.log_marginal(test)"
-        )
+    _refuse_local(fit)
     return loo_of(fit, run_draws(fit, fit.run, n, seed), site)
 
 
 def loo_of(fit: Fit, draws: Draws, site: str | None = None) -> Any:
     """LOO from draws of the best restart that have been made already."""
+    _refuse_local(fit)
     if not fit.program.continuous and all(latent.local for latent in fit.program.discrete.values()):
         raise ValueError(
             "LOO weighs draws against each other, and here all have the same likelihood: what is latent is summed out and the rest are "
@@ -85,3 +79,11 @@ def loo_of(fit: Fit, draws: Draws, site: str | None = None) -> Any:
     return arviz_stats.loo_approximate_posterior(
         tree, stats["log_p"], stats["log_q"], pointwise=True, var_name=found[site or next(iter(found))]
     )
+
+
+def _refuse_local(fit: Fit) -> None:
+    if fit.program.all_local:
+        raise ValueError(
+            "LOO weighs draws of what observations share, and here each has latents of its own and the rest are points, so that log p of one "
+            "given the others is log p of it: fit.log_marginal(), and fit.log_marginal(test) of observations that were held out"
+        )

@@ -208,12 +208,12 @@ def _is_whole(value: Any) -> bool:
 
 
 def _plain_attributes(value: Any) -> dict[str, Any] | None:
-    """The numbers and texts among the attributes of an object that cannot be saved; None where it has no attributes."""
+    """The numbers and texts among the attributes of an object that cannot be saved; None where there are none."""
     held = dict(reach.dictionary(value))
     for slot in reach.slots(type(value)):
         with contextlib.suppress(AttributeError):  # nothing is there
             held[slot.__name__] = slot.__get__(value)
-    return {key: item for key, item in held.items() if is_plain(item)} if held else None
+    return {key: item for key, item in held.items() if is_plain(item)} or None
 
 
 def _kind(value: Any) -> Any:

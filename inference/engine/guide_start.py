@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -97,18 +98,20 @@ def _as_told(values: Mapping[str, tuple[Tensor, Tensor]], space: Any) -> Start:
     return Start(mean, None, sd, (), False, "the fit began where the model says", raw=True)
 
 
-class _frozen:
+@contextlib.contextmanager
+def _frozen(owned: Owned) -> Iterator[None]:
     """The model's own parameters take no gradient while the start climbs over the latents."""
-
-    def __init__(self, owned: Owned) -> None:
-        self.parameters = [p for p in owned.parameters().values() if p.requires_grad]
-
-    def __enter__(self) -> None:
-        for p in self.parameters:
-            p.requires_grad_(False)
-
-    def __exit__(self, *error: object) -> None:
-        for p in self.parameters:
+    parameters = [p for p in owned.parameters().values() if p.requires_grad]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", ".*was not registered in the param store because requires_grad=False", UserWarning
+            )
+            yield
+    finally:
+        for p in parameters:
             p.requires_grad_(True)
 
 

@@ -10,16 +10,18 @@ import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor, nn
 
 from ..target.program import quiet
+from .noise import kept_generators
 from .turns import turn
 
 type GuideBuilder = Callable[..., Any]
@@ -72,13 +74,18 @@ def local_stores(part: Any) -> dict[str, LocalStore]:
 
 @dataclass
 class Owned:
-    """Model, guide and the `pyro.param` values of plain functions."""
+    """Model, guide and the `pyro.param` values of plain functions.
+
+    Attributes:
+        reached: what `collect` found: parameters of modules that a plain function calls.
+    """
 
     model: Any
     guide: Any
     dtype: torch.dtype
     device: torch.device
     store: Any = field(default_factory=lambda: {"params": {}, "constraints": {}})
+    reached: dict[str, Tensor] = field(default_factory=dict)
 
     _entered: bool = False
 
@@ -120,7 +127,22 @@ class Owned:
             if id(value) not in seen:
                 seen.add(id(value))
                 found[f"param.{name}"] = value
-        return found
+        return found | {name: value for name, value in self.reached.items() if id(value) not in seen}
+
+    def collect(self, kwargs: Mapping[str, Any]) -> None:
+        """Looks for the parameters of modules that plain functions call, by what they tell Pyro in one call; inside `active`."""
+        known = {id(value) for value in self.parameters().values()}
+        for part in (self.guide, self.model):
+            if isinstance(part, nn.Module):
+                continue
+            with kept_generators(), torch.no_grad():
+                trace = poutine.trace(part, param_only=True).get_trace(**kwargs)
+            for name in trace.param_nodes:
+                value = trace.nodes[name]["value"]
+                leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
+                if leaf is not None and leaf.requires_grad and leaf.is_leaf and id(leaf) not in known:
+                    known.add(id(leaf))
+                    self.reached[f"param.{name}"] = leaf
 
     def local_slots(self) -> dict[str, tuple[LocalStore, str]]:
         """Where the tensors of `pyro.param` statements in modules are kept, by the names that `parameters` gives them."""

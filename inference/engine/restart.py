@@ -91,6 +91,7 @@ class Restart:
         by_batch = self.streamed and settings.batch_size is not None
         self.full: Mapping[str, Any] = bound_rows(owned.model, data) if by_batch else data.bind(owned.model)
         self.some = self._some()
+        owned.collect(self.some)
         self.history = History()
         self.compiler = Compiler(wishes.compile, (owned.model, owned.guide), self.streamed)
         self.partial: Run | None = None
@@ -414,11 +415,11 @@ class Restart:
         schedule = self.wishes.schedule
         if schedule is None:
             return cosine if self.wishes.optimizer is None else constant
-        if callable(schedule):
+        if callable(schedule) and not isinstance(schedule, type):
             return checked("schedule", schedule)
         if schedule not in SCHEDULES:
             raise ValueError(
-                f"unknown schedule '{schedule}'; choose one of {', '.join(SCHEDULES)}, or pass a function (step, steps) -> factor"
+                f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}, or pass a function (step, steps) -> factor"
             )
         return SCHEDULES[schedule]
 

@@ -94,6 +94,8 @@ class StackedLoop(Loop):
             holders.append((holder, key))
             values.append(stacked[id(each[0])])
         first = loops[0]
+        if any(id(p) not in stacked for p in first.parameters.values()):
+            raise ValueError("a parameter is kept where no slot is known, in a module that a function calls")
         # In the order of the first loop's parameters, which its optimiser has.
         parameters = {name: stacked[id(p)] for name, p in first.parameters.items()}
         optimizer = restarts[0].make_optimizer(list(parameters.values()))

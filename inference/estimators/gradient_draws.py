@@ -60,6 +60,12 @@ class GradientDraws:
         self.holders = _holders(owned, list(self.parameters.values()))
         self.full: Mapping[str, Any] = data.bind(owned.model)
         self.mapped = True
+        owned.collect(self.full)
+        if owned.reached:
+            raise ValueError(
+                f"'{next(iter(owned.reached)).removeprefix('param.')}' belongs to a module that a plain function calls, whose gradient cannot be "
+                "measured apart; make the function a PyroModule that holds it"
+            )
 
     def blocks(self, loss: RandomLoss, stream: int, copies: int = 1) -> Iterator[Tensor]:
         """Gradients (per_block, P) of each block, `copies` times on the same batches and with new noise.

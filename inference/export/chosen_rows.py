@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..target.arrays import as_tensor
 from ..target.program import Program, describe
 from .function_space import num_shared
 from .labels import Labels
@@ -55,7 +56,7 @@ def choose_rows(fit: Fit, rows: Any, draws: int, *, seed: int) -> Tensor | None:
         generator = torch.Generator().manual_seed(seed * 1009 + 31)
         return torch.randperm(num, generator=generator)[:rows].sort().values
     try:
-        found = torch.as_tensor(rows).cpu()
+        found = as_tensor(rows).cpu()
     except (TypeError, ValueError, RuntimeError):
         found = torch.zeros(0)
     if found.dim() != 1 or not len(found) or found.is_floating_point() or found.dtype == torch.bool:

@@ -20,7 +20,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..draws import Draws, seed_of
-from ..likelihood.log_marginal import log_marginal
+from ..likelihood.log_marginal import Joint, log_marginal
 from ..run import HOPELESS
 from .chosen_rows import choose_rows, examples_of, label_rows, on_rows
 from .chosen_weights import Chosen, choose
@@ -90,6 +90,7 @@ def to_arviz(
             else "rows is for networks, and for models whose latents all belong to single observations with a guide that can be asked about each "
             "alone, such as 'amortized'; leave it out"
         )
+    local = fit.program.all_local and not network
     examples: Tensor | None = None
     whole = fit
     if singly:
@@ -118,11 +119,11 @@ def to_arviz(
     groups = {
         "posterior": samples(labels, fit.program.latents, found.posterior),
         "posterior_predictive": samples(labels, fit.program.observed, found.predictive),
-        "log_conditional" if singly else "log_likelihood": pointwise,
+        "log_conditional" if local else "log_likelihood": pointwise,
         "sample_stats": stats_group(found.stats),
     }
     notes = found.notes | _notes(fit, chosen, cut, seed)
-    if singly and log_likelihood:
+    if local and log_likelihood:
         notes["log_likelihood_note"] = (
             "LOO weighs draws of what observations share, and here each has latents of its own: log_conditional holds log p of each "
             f"given their draws{', log_marginal with these integrated out' if fit.objective == 'elbo' else ''}"
@@ -137,8 +138,11 @@ def to_arviz(
         groups["prior"] = samples(labels, fit.program.latents, latents)
         groups["prior_predictive"] = samples(labels, fit.program.observed, observed)
         notes |= {"prior_note": note} if note else {}
-    if singly and fit.objective == "elbo" and log_likelihood:
-        groups["log_marginal"] = marginal_group(labels, log_marginal(fit, k=max(n, 100), seed=seed))
+    if local and fit.objective == "elbo" and log_likelihood:
+        try:
+            groups["log_marginal"] = marginal_group(labels, log_marginal(fit, k=max(n, 100), seed=seed))
+        except Joint as reason:
+            notes["log_marginal_note"] = str(reason)
     groups["observed_data"] = observed_group(part, labels)
     groups["constant_data"] = constant_group(part, labels, at)
     filled = {name: group for name, group in groups.items() if group.data_vars}

@@ -9,7 +9,6 @@ instead, the naive estimate that the lecture warns of ("Monte Carlo doesn't help
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..asked_rows import answers_for_others, refuse_other_rows
+from ..asked_rows import refuse_other_rows, takes_numbers
 from ..diagnosis.psis import LEAST_DRAWS, smooth, threshold
 from ..draws import check_seed
 from ..engine.noise import vmap_random
 from ..prediction.new_inputs import new_observations
+from ..target.arrays import as_tensor
 from ..target.density import guide_factors, guide_values, model_factors, model_trace, site_factor
 from ..target.program import DATA_PLATE, base_of, check_data, require_data, sample_sites
 
@@ -168,12 +168,12 @@ def local_data(fit: Any, data: Any, *, needs_guide: bool = True) -> Any:
     if data is None:
         return fit.data
     if isinstance(data, np.ndarray):
-        data = torch.as_tensor(data)
+        data = as_tensor(data)
     if isinstance(data, Tensor):
         data = new_observations(fit.data, data)
     require_data(data)
     if needs_guide and data is not fit.data:
-        refuse_other_rows(fit.guide, program)
+        refuse_other_rows(fit.guide, fit.run.asked(fit.data), program)
     data = data.to(fit.device, fit.dtype)
     check_data(fit.model, data, new=True)
     return data
@@ -212,15 +212,17 @@ def elements_of_one(program: Any) -> int:
     return sum(-(-site.elements // program.num_data) for site in (*program.observed.values(), *program.latents.values()))
 
 
+class Joint(ValueError):
+    """A guide has one density for the latents of all observations."""
+
+
 def _way(fit: Any) -> str:
-    """How a guide is asked about some of the training data: alone (`select`), by their numbers (`batch`), or with all others (`whole`)."""
-    owned = fit.run.owned
-    if hasattr(owned.guide, "select") or answers_for_others(owned, fit.program, fit.data):
-        return "select"
-    if getattr(owned.guide, "family", "") and not getattr(owned.guide, "factorized", False):
-        return "whole"  # one density over all rows, which takes no fewer
-    part = owned.model.forward if isinstance(owned.model, nn.Module) else owned.model
-    return "batch" if {"num_data", "index"} <= set(inspect.signature(part).parameters) else "whole"
+    """How a guide is asked about some of the training data: by their numbers (`batch`), alone (`select`), or with all others (`whole`)."""
+    guide, how = fit.run.owned.guide, fit.run.asked(fit.data)
+    ours = bool(getattr(guide, "family", ""))
+    if how == "number" or (ours and how == "alone" and takes_numbers(fit.run.owned.model)):
+        return "batch"
+    return "select" if how == "alone" or hasattr(guide, "select") else "whole"
 
 
 def _asked(fit: Any, data: Any, index: Tensor, way: str) -> tuple[Any, dict[str, Any]]:
@@ -241,7 +243,7 @@ def _weigher(fit: Any, guide: Any, kwargs: dict[str, Any], proposal: str) -> Cal
         trace = poutine.trace(guide).get_trace(**kwargs)
         factors = model_factors(program, model, kwargs, guide_values(trace)) + [f.negative for f in guide_factors(trace)]
         if not all(f.local for f in factors):
-            raise ValueError(
+            raise Joint(
                 f"guide '{fit.run.family or type(guide).__name__}' has one density for the latents of all observations together, and log p(x) of each "
                 "needs one for each; fit with guide='amortized', 'per_datum' or 'mean_field', or use proposal='prior'"
             )

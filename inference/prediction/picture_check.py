@@ -21,6 +21,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..draws import chunk_size, map_random, seed_of
+from ..target.arrays import as_tensor
 from ..target.program import Fix, check_data, require_data
 from .new_inputs import new_inputs, new_observations, observed_site
 from .picture_statistics import STATISTICS, Statistic, plane
@@ -148,7 +149,7 @@ def check_pictures(
         if len(data) > PICTURES:
             data = data.select(torch.linspace(0, len(data) - 1, PICTURES).round().long())
     if isinstance(data, (Tensor, np.ndarray)):
-        data = new_observations(fit.data, torch.as_tensor(data))
+        data = new_observations(fit.data, as_tensor(data))
     require_data(data)
     data = data.to(fit.device, fit.dtype)
     check_data(fit.model, data, new=True)

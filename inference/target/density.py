@@ -383,12 +383,15 @@ def discrete_marginals(
         nudge = {n: _blank_nudge(program, model, kwargs, values, n).requires_grad_() for n in program.discrete}
         log_z = total(model_factors(program, model, kwargs, values, nudge=nudge))
         grads = torch.autograd.grad(log_z, list(nudge.values()))
+    dims = {name: -1 - program.max_plate_nesting - k for k, name in enumerate(program.discrete)}  # as `Enumerate` gives them
     out = {}
     for (name, site), grad in zip(program.discrete.items(), grads, strict=True):
         states = len(site.distribution.enumerate_support(expand=False))
-        dim = next(d for d in range(grad.dim()) if grad.shape[d] == states)
-        probs = grad.detach().clamp_min(0.0).movedim(dim, -1)
-        out[name] = probs.reshape(*site.batch_shape, states)
+        # A site that depends on others has a probability for each of their states, too: together with its own.
+        others = [dim for other, dim in dims.items() if other != name and grad.dim() >= -dim]
+        probs = grad.detach().sum(others, keepdim=True) if others else grad.detach()
+        probs = probs.movedim(dims[name], -1) if grad.dim() >= -dims[name] else probs.unsqueeze(-1)
+        out[name] = probs.clamp_min(0.0).reshape(*site.batch_shape, states)
     return out
 
 

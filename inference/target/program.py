@@ -152,7 +152,7 @@ def quiet(seed: int | None = None) -> Iterator[None]:
     """Runs a block with validation off and leaves every global random generator as it was found."""
     with kept_generators(), pyro.validation_enabled(False):
         if seed is not None:
-            pyro.set_rng_seed(int(seed))
+            pyro.set_rng_seed(int(seed) % 2**32)  # as NumPy has it
         yield
 
 

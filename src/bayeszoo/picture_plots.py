@@ -83,7 +83,7 @@ def plot_reconstructions(
     some = shown.select(slice(0, n))
     originals = some.observed_dict(fit.model)["x"].cpu()
     # A guide that has a row for each training picture is asked about all of them.
-    rows = shown is fit.data and knows_training_rows_alone(fit.guide, fit.program)
+    rows = shown is fit.data and knows_training_rows_alone(fit.run.asked(fit.data), fit.program)
     again = decode(fit.active_units(shown if rows else some).codes[: len(originals)]).reshape(originals.shape)
     columns = min(columns, len(originals))
     pairs = [part for k in range(0, len(originals), columns) for part in _row(originals, again, k, columns)]

@@ -111,6 +111,7 @@ def _run(
         # The first calls make the parameters of lazy guides and of plain functions.
         with torch.no_grad():
             owned.guide(**bound_rows(owned.model, data))
+        owned.collect(bound_rows(owned.model, data))
     path_derivative = saved.record["guide"]["path_derivative"]
     if path_derivative is not None:
         rebuilt: Any = owned.guide

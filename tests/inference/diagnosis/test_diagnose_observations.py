@@ -10,10 +10,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 import bayeszoo as bz
+from bayeszoo.inference.likelihood.log_marginal import log_marginal
 
 N = 600  # two latents each: more than a joint ratio can serve
 
@@ -245,3 +247,79 @@ def test_numbers_of_numpy_are_numbers(good: bz.inference.Fit) -> None:
     ]  # type: ignore[arg-type]
     assert fits[0].losses == fits[1].losses
     assert type(fits[0].seed) is int
+
+
+def deaf(x: Tensor, **_: Any) -> None:
+    """A table that is asked by place, whatever numbers it is told."""
+    loc = pyro.param("loc", lambda: torch.zeros(len(x)))
+    with pyro.plate("data", len(x)) as i:
+        pyro.sample("z", dist.Normal(loc[i], 0.7))
+
+
+def point_table(x: Tensor, num_data: int | None = None, index: Tensor | None = None) -> None:
+    loc = pyro.param("loc", lambda: torch.zeros(num_data or len(x)))
+    with pyro.plate("data", num_data or len(x), subsample=index) as i:
+        pyro.sample("z", dist.Delta(loc[i]))
+
+
+def by_the_greatest(x: Tensor, num_data: int | None = None, index: Tensor | None = None) -> None:
+    a = pyro.param("a", torch.tensor(1.0))
+    with pyro.plate("data", num_data or len(x), subsample=index):
+        pyro.sample("z", dist.Normal(a * x / x.abs().max(), 0.7))
+
+
+@pytest.mark.parametrize(
+    ("guide", "how"),
+    [
+        (network, "alone"),
+        (table, "number"),
+        (deaf, "all"),
+        (point_table, "number"),
+        (by_the_greatest, "all"),
+        (lambda model, data: AutoNormal(model), "all"),
+        ("amortized", "alone"),
+        ("per_datum", "number"),
+        ("mean_field", "number"),
+        ("full_rank", "all"),
+    ],
+)
+def test_how_a_guide_may_be_asked(guide: Any, how: str) -> None:
+    x = numbers(60).observed["x"].sort().values  # sorted: neighbours are alike, and the last is the greatest
+    fit = bz.fit(pairs, bz.data.Data({}, {"x": x}), guide, steps=150, optimizer=0.05, compile=False, progress=False)
+    assert fit.run.asked(fit.data) == how
+    other = bz.data.Data({}, {"x": x.flip(0)})
+    if how == "alone":
+        drawn = fit.sample(200, data=other)["z"].mean(0)
+        torch.testing.assert_close(drawn, fit.sample(200)["z"].mean(0).flip(0), rtol=0, atol=5 * 0.7 * (2 / 200) ** 0.5)
+    else:
+        with pytest.raises(ValueError, match="knows the observations of the training data alone"):
+            fit.sample(5, data=other)
+    if fit.objective == "elbo" and guide not in (point_table, "full_rank"):
+        exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+        rows = torch.tensor([55, 3])
+        found = log_marginal(fit, k=400, rows=rows)
+        assert ((found.values - exact[rows]).abs() < 5 * found.errors + 0.05).all()
+
+
+def test_no_leave_one_out_where_nothing_is_shared() -> None:
+    """The others say nothing of one observation, so its log p given them is its log p; draws of q give more."""
+    fit = bz.fit(pairs, numbers(60), "mean_field", steps=150, optimizer=0.05, compile=False, progress=False)
+    with pytest.raises(ValueError, match=r"is log p of it: fit.log_marginal\(\)"):
+        fit.loo()
+    assert fit.diagnose(n=200).loo is None
+    tree = fit.to_arviz(100)
+    assert "log_likelihood" not in tree.children
+    exact = dist.Normal(0.0, 2**0.5).log_prob(fit.data.observed["x"])
+    assert float(tree["log_marginal"]["log_p"].sum()) == pytest.approx(float(exact.sum()), abs=1.0)
+
+
+def test_rows_backwards_and_large_seeds(good: bz.inference.Fit) -> None:
+    order = np.arange(5)[::-1]
+    assert good.to_arviz(5, rows=order)["posterior"]["example"].values.tolist() == [4, 3, 2, 1, 0]
+    np.testing.assert_allclose(good.data.select(order).observed, good.data.observed[:5].flip(0))
+    whole = good.data.observed.numpy()[::-1]
+    assert len(good.log_marginal(whole[:3], k=5)) == 3
+    good.sample(2, seed=20_261_123)
+    good.to_arviz(2, seed=2**40)
+    with pytest.raises(ValueError, match="seed must be below"):
+        good.sample(2, seed=2**60)
