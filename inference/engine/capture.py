@@ -97,6 +97,8 @@ def capture(
     attributes = Attributes(modules)
     if attributes.unseen:
         raise Uncapturable(f"whether '{attributes.unseen}' moves on cannot be seen, and a graph holds one value of it")
+    if attributes.clock:
+        raise Uncapturable(f"'{attributes.clock}' reads the clock, and a graph holds one time")
     generators = _generators()
     reads = _Reads(changing, None if fixed is None else list(fixed))
     try:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import contextvars
+import datetime
+import dis
 import functools
 import gc
 import io
@@ -17,6 +19,7 @@ import logging
 import mmap
 import os
 import sys
+import time
 import types
 import warnings
 import weakref
@@ -56,6 +59,11 @@ _OPEN = (
 CONTAINERS = (list, tuple, set, frozenset, dict, collections.deque)
 #: Of a logger: all other loggers, and where it writes to.
 _OF_ALL_LOGGERS = frozenset({"manager", "parent", "handlers", "_cache"})
+
+#: What says the time, of the modules time and datetime.
+_CLOCKS = frozenset(
+    f"{name}{unit}" for name in ("time", "monotonic", "perf_counter", "process_time", "thread_time") for unit in ("", "_ns")
+) | {"now", "today", "utcnow"}
 
 #: Under which label an object holds another: the name of an attribute, or a kind of place and what is there.
 type Label = Hashable
@@ -258,6 +266,24 @@ def mentioned(function: types.FunctionType, owners: Owners) -> Iterator[tuple[di
         yield vars(os), "environ"
 
 
+def reads_the_clock(function: Any, owners: Owners) -> bool:
+    """Whether a function of the user's names what says the time."""
+    if not isinstance(function, types.FunctionType):
+        return False
+    names = _attribute_names(function.__code__)
+    for places, key in mentioned(function, owners):
+        held = places[key]
+        if held is time or held is datetime:
+            if names & _CLOCKS:
+                return True
+        elif isinstance(held, types.BuiltinFunctionType):
+            if held.__module__ == "time" and held.__name__ in _CLOCKS:
+                return True
+        elif isinstance(held, type) and issubclass(held, datetime.date) and names & {"now", "today", "utcnow"}:
+            return True
+    return False
+
+
 def _of_class(value: type, owners: Owners) -> Held:
     """Methods, for what they reach, and what the class itself holds."""
     for kind in (*value.__mro__, type(value)):
@@ -344,6 +370,14 @@ def _names(code: types.CodeType) -> frozenset[str]:
     """Names of globals and attributes that code mentions, inner functions included."""
     inner = (_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
     return frozenset(code.co_names).union(*inner)
+
+
+@functools.lru_cache(4096)
+def _attribute_names(code: types.CodeType) -> frozenset[str]:
+    """Names that code asks objects for, inner functions included."""
+    inner = (_attribute_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
+    asked = ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM")
+    return frozenset(i.argval for i in dis.get_instructions(code) if i.opname in asked).union(*inner)
 
 
 def _modules_of(part: Any, depth: int = 0) -> Iterator[str]:

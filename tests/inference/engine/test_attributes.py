@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import collections
+import datetime
 import enum
 import functools
 import io
 import itertools
 import random
+import time
 import types
 import warnings
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -461,3 +464,40 @@ def test_what_shows_nothing_of_itself_is_not_compiled() -> None:
     assert attributes.Attributes([lambda: sealed]).unseen == "sealed"
     with attributes.kept_attributes([lambda: sealed]) as moving:
         assert moving == "sealed"
+
+
+began = time.monotonic()
+
+
+def until_later() -> float:
+    return 1.0 if time.monotonic() - began < 1e6 else 5.0
+
+
+def at_noon() -> float:
+    return float(datetime.datetime.now().hour >= 0)
+
+
+def by_name() -> float:
+    return float(perf_counter() > 0)
+
+
+def not_at_all() -> float:
+    return float(datetime.timedelta(days=1).days) * (time.sleep is not None)
+
+
+@pytest.mark.parametrize(("says", "reads"), [(until_later, True), (at_noon, True), (by_name, True), (not_at_all, False)])
+def test_a_model_that_reads_the_clock_is_not_compiled(says: Any, reads: bool, uncompiled: None) -> None:
+    """A threshold of time is passed once, long after the graph was checked."""
+    _, data = slope()
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w * x, says()), obs=y)
+
+    assert bool(attributes.Attributes([model]).clock) == reads
+    if reads:
+        with pytest.raises(ValueError, match="reads the clock, and a graph holds one time"):
+            bz.fit(model, data, "mean_field", steps=10, progress=False, compile=True)
+    else:
+        assert bz.fit(model, data, "mean_field", steps=10, progress=False, compile=True).engine == "compiled"
