@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -106,6 +107,8 @@ def fit(
     check_data(model, data)
     check_seed(seed)
     seed = int(seed)
+    counts: Any = (steps, epochs, batch_size, num_particles, restarts)  # NumPy's whole numbers, too
+    steps, epochs, batch_size, num_particles, restarts = (int(n) if isinstance(n, np.integer) else n for n in counts)
     import_whole()
     if guide is None:
         guide = matching_guide(in_precision(model, data), data)

@@ -240,7 +240,7 @@ def test_numbers_of_numpy_are_numbers(good: bz.inference.Fit) -> None:
             bz.models.BayesianLinearRegression(2),
             bz.data.Data({"x": few.observed[:, :2]}, few.observed[:, 2]),
             seed=s,
-            steps=5,
+            steps=type(s)(5),
             progress=False,
         )
         for s in (seed, 3)
