@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .likelihood.active_units import ActiveUnits
     from .likelihood.inference_gap import InferenceGap
     from .likelihood.log_marginal import LogMarginal
+    from .likelihood.out_of_domain import Strangeness
     from .prediction.averaging import AveragingCurve
     from .prediction.picture_check import PictureCheck
     from .prediction.picture_statistics import Statistic
@@ -348,6 +349,23 @@ class Fit:
         from .likelihood.log_marginal import log_marginal
 
         return log_marginal(self, data, k, proposal=proposal, seed=seed, k_hat=k_hat)
+
+    def out_of_domain(self, data: Any, k: int = 300, *, typical: float | None = None, seed: int = 0) -> Strangeness:
+        """How strange observations are to a model of them: by log p(x), corrected for complexity, and by typicality.
+
+        Args:
+            data: `Data`, or a tensor of observations for a model without inputs.
+            k: draws for each observation's log p(x).
+            typical: mean log p(x) of training data in nats, where it is known; None takes it of up to 1,000 of them.
+            seed: of the draws.
+
+        Returns:
+            `.likelihood`, `.complexity`, `.typicality` (N,), higher for what is stranger, `.typicality_of(group)` of several of a
+            kind, and `.auroc(strangers)` of each score.
+        """
+        from .likelihood.out_of_domain import out_of_domain
+
+        return out_of_domain(self, data, k, typical=typical, seed=seed)
 
     def latent_probs(self, data: Any, site: str | None = None) -> Tensor:
         """q of a discrete latent of new observations: the class of a `SemiSupervisedVAE`'s pictures, the depth of a network's inputs.
