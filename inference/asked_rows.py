@@ -23,6 +23,8 @@ type Asked = Literal["alone", "number", "all"]
 
 #: Observations that a guide which is none of the families is tried with.
 _TRIED = 20
+#: Numbers that a run on all rows may make, for these to be asked beside.
+_WHOLE = 200_000_000
 #: Nats by which the densities of one value under two rows' q must differ, for the rows to be told apart.
 _APART = 1e-2
 
@@ -50,10 +52,15 @@ def asked(owned: Owned, program: Program, data: Any) -> Asked:
             kwargs: Mapping[str, Any] = data.batch(rows.to(owned.device), owned.model)
             return kwargs
 
-        if _follows(owned, program, some(torch.arange(len(tried))), some):
+        few = not getattr(data, "streamed", False)
+        among = (
+            (bound_rows(owned.model, data), len(data), tried)
+            if few and len(data) * max(1, program.row_elements) <= _WHOLE
+            else None
+        )
+        if _follows(owned, program, some(torch.arange(len(tried))), some, among):
             return "alone"
-        whole = takes_numbers(owned.model) and not getattr(data, "streamed", False)
-        if whole and _follows(owned, program, bound_rows(owned.model, data), numbered):
+        if few and takes_numbers(owned.model) and _follows(owned, program, bound_rows(owned.model, data), numbered):
             return "number"
     return "all"
 
@@ -78,12 +85,19 @@ def refuse_other_rows(guide: Any, how: Asked, program: Program) -> None:
         )
 
 
-def _follows(owned: Owned, program: Program, kwargs: Mapping[str, Any], part: Callable[[Tensor], Mapping[str, Any]]) -> bool:
+def _follows(
+    owned: Owned,
+    program: Program,
+    kwargs: Mapping[str, Any],
+    part: Callable[[Tensor], Mapping[str, Any]],
+    among: tuple[Mapping[str, Any], int, Tensor] | None = None,
+) -> bool:
     """Whether q of two rows that differ is the same among all, among each other in either order, and of each alone.
 
     Args:
         kwargs: of all rows.
         part: the keyword arguments of some of these.
+        among: the keyword arguments of more rows, how many, and which of them these are; the same must be said there.
     """
     try:
         first = poutine.trace(owned.guide).get_trace(**kwargs)
@@ -103,18 +117,30 @@ def _follows(owned: Owned, program: Program, kwargs: Mapping[str, Any], part: Ca
             return [site_factor(name, trace.nodes[name]).rows for name in places]
 
         whole = densities(kwargs, next(iter(sites[n]["value"].shape[p] for n, p in places.items())))
-        total = torch.stack(whole).sum(0)
-        most, least = int(total.argmax()), int(total.argmin())
-        if not bool(total[most] - total[least] > _APART):
-            return False  # which rows it answers for cannot be seen
-        for rows in ((most, least), (least, most), (most,), (least,)):
-            index = torch.tensor(rows)
-            found = densities(part(index), len(rows))
-            if not all(torch.allclose(a[index], b, rtol=1e-3, atol=1e-3) for a, b in zip(whole, found, strict=True)):
-                return False
+        for name, log_q in zip(places, whole, strict=True):
+            most, least = int(log_q.argmax()), int(log_q.argmin())
+            apart = log_q[most] - log_q[least]
+            if not bool(apart > _APART):
+                return False  # which rows it answers for cannot be seen
+            for rows in ((most, least), (least, most), (most,), (least,)):
+                index = torch.tensor(rows)
+                found = dict(zip(places, densities(part(index), len(rows)), strict=True))[name]
+                if not _same(log_q[index], found, apart):
+                    return False
+            if among is not None:
+                everywhere = dict(zip(places, densities(among[0], among[1]), strict=True))[name]
+                if not _same(log_q, everywhere[among[2]], apart):
+                    return False
     except Exception:  # of a guide that takes no other rows than those it was fitted to
         return False
     return True
+
+
+def _same(a: Tensor, b: Tensor, apart: Tensor) -> bool:
+    """Whether densities are equal, to a small share of how far those of two rows lie apart, and to rounding."""
+    share = 1e-2 * apart if bool(apart.isfinite()) else torch.zeros_like(apart)
+    near = (a - b).abs() <= share + 1e-6 * a.abs() + 1e-6
+    return bool((near | (a == b)).all())
 
 
 def _place(site: Any) -> int:

@@ -92,11 +92,21 @@ def fit(
     )
     wishes = Wishes(optimizer, schedule, callbacks, progress, validation, compile, plan or Plan(), kl_weight, free_bits)
 
+    seen: dict[int, str] = {}
+
     def prepared(number: int) -> Restart:
         owned = own(model, guide, data, dtype, device, seed + number)
         with owned.active(seed + 7919 * number):
             restart = Restart(number, owned, data, settings, wishes)
             restart.prepare()
+            trained = {id(p): name for name, p in owned.parameters().items() if p.requires_grad}
+            shared = [name for key, name in trained.items() if key in seen]
+            if shared:
+                raise ValueError(
+                    f"restarts need parameters of their own, and '{shared[0].removeprefix('param.')}' belongs to a module that a plain function "
+                    "holds, which is trained in place; make the function a PyroModule that holds it, or leave out restarts"
+                )
+            seen.update(trained)
             return restart
 
     if restarts > 1 and not callbacks and validation is None:

@@ -1,7 +1,8 @@
 """A trained pair of model and guide with the settings that they run under.
 
 Modules hold their parameters themselves, those of `pyro.param` statements in a `PyroModule` too (`LocalStore`). Plain functions keep
-theirs in Pyro's global store; each fit owns a private copy of that store, so fits in one process never see each other.
+theirs in Pyro's global store; each fit owns a private copy of that store, so fits in one process never see each other. What is
+shared are modules that plain functions hold, registered with `pyro.module` or not: they are the user's, and trained in place.
 """
 
 from __future__ import annotations

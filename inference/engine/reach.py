@@ -15,6 +15,7 @@ import dis
 import functools
 import gc
 import io
+import itertools
 import logging
 import mmap
 import os
@@ -270,11 +271,17 @@ def reads_the_clock(function: Any, owners: Owners) -> bool:
     """Whether a function of the user's names what says the time."""
     if not isinstance(function, types.FunctionType):
         return False
-    names = _attribute_names(function.__code__)
+    if function.__name__ == "__init__":  # not called by a step
+        return False
+    asked = _asked_of(function.__code__)
+    if any(of == "time" and name in _CLOCKS for of, name in asked if of not in function.__globals__):
+        return True  # imported inside
     for places, key in mentioned(function, owners):
-        held = places[key]
+        held, names = places[key], {name for of, name in asked if of == key}
         if held is time or held is datetime:
-            if names & _CLOCKS:
+            if names & _CLOCKS or (
+                held is datetime and names & {"datetime", "date"} and _names(function.__code__) & {"now", "today", "utcnow"}
+            ):
                 return True
         elif isinstance(held, types.BuiltinFunctionType):
             if held.__module__ == "time" and held.__name__ in _CLOCKS:
@@ -373,11 +380,13 @@ def _names(code: types.CodeType) -> frozenset[str]:
 
 
 @functools.lru_cache(4096)
-def _attribute_names(code: types.CodeType) -> frozenset[str]:
-    """Names that code asks objects for, inner functions included."""
-    inner = (_attribute_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
+def _asked_of(code: types.CodeType) -> frozenset[tuple[str, str]]:
+    """Names and what code asks them for right there: ("time", "monotonic"); inner functions included."""
+    inner = (_asked_of(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
+    steps = list(dis.get_instructions(code))
+    pairs = itertools.pairwise(steps)
     asked = ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM")
-    return frozenset(i.argval for i in dis.get_instructions(code) if i.opname in asked).union(*inner)
+    return frozenset((str(a.argval), str(b.argval)) for a, b in pairs if b.opname in asked).union(*inner)
 
 
 def _modules_of(part: Any, depth: int = 0) -> Iterator[str]:

@@ -82,8 +82,8 @@ def out_of_domain(fit: Any, data: Any, k: int = 300, *, typical: float | None = 
         typical = log_marginal(fit, k=k, seed=seed, k_hat=False, rows=rows).mean
     elif isinstance(typical, bool) or not isinstance(typical, int | float) or not math.isfinite(typical):
         raise ValueError(f"typical is the mean log p(x) of training data in nats, got {typical!r}")
-    data = local_data(fit, data)
-    log_p = log_marginal(fit, data, k, seed=seed, k_hat=False).values
+    log_p = log_marginal(fit, None if data is fit.data else data, k, seed=seed, k_hat=False).values
+    data = fit.data if data is None or data is fit.data else local_data(fit, data)
     levels = _levels(fit.model)
     pictures = data.bind(fit.model).get("x")
     known = levels is not None and isinstance(pictures, Tensor)

@@ -323,3 +323,30 @@ def test_rows_backwards_and_large_seeds(good: bz.inference.Fit) -> None:
     good.to_arviz(2, seed=2**40)
     with pytest.raises(ValueError, match="seed must be below"):
         good.sample(2, seed=2**60)
+
+
+def halves(x: Tensor, num_data: int | None = None, index: Tensor | None = None) -> None:
+    with pyro.plate("data", num_data or len(x), subsample=index):
+        a, b = pyro.sample("a", dist.Normal(0.0, 1.0)), pyro.sample("b", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
+
+
+def half_a_table(x: Tensor, num_data: int | None = None, index: Tensor | None = None) -> None:
+    w, loc = pyro.param("w", torch.tensor(0.3)), pyro.param("loc", lambda: torch.zeros(num_data or len(x)))
+    with pyro.plate("data", num_data or len(x), subsample=index) as i:
+        pyro.sample("a", dist.Normal(w * x, 0.7))
+        pyro.sample("b", dist.Normal(loc[i], 0.7))
+
+
+def partly_by_number(x: Tensor, num_data: int | None = None, index: Tensor | None = None) -> None:
+    a, d = pyro.param("a", torch.tensor(0.4)), pyro.param("d", lambda: torch.zeros(num_data or len(x)))
+    with pyro.plate("data", num_data or len(x), subsample=index):
+        pyro.sample("z", dist.Normal(a * x + (d if len(d) == len(x) else 0.0), 0.7))
+
+
+def test_one_site_by_place_or_a_part_by_number_is_no_network() -> None:
+    groups = bz.data.Data({}, {"x": torch.tensor([-3.0] * 30 + [3.0] * 30, dtype=torch.float64)})
+    fit = bz.fit(halves, groups, half_a_table, steps=150, optimizer=0.05, compile=False, progress=False)
+    assert fit.run.asked(fit.data) != "alone"
+    fit = bz.fit(pairs, numbers(60), partly_by_number, steps=150, optimizer=0.05, compile=False, progress=False)
+    assert fit.run.asked(fit.data) == "all"

@@ -485,7 +485,27 @@ def not_at_all() -> float:
     return float(datetime.timedelta(days=1).days) * (time.sleep is not None)
 
 
-@pytest.mark.parametrize(("says", "reads"), [(until_later, True), (at_noon, True), (by_name, True), (not_at_all, False)])
+class Recorded:
+    """Has a time of its own, and was made at one."""
+
+    def __init__(self) -> None:
+        self.time = 1.0
+        self.created = time.time()
+
+    def __call__(self) -> float:
+        return self.time * (time.sleep is not None)
+
+
+def imported_inside() -> float:
+    from time import monotonic
+
+    return float(monotonic() > 0)
+
+
+@pytest.mark.parametrize(
+    ("says", "reads"),
+    [(until_later, True), (imported_inside, True), (Recorded(), False), (at_noon, True), (by_name, True), (not_at_all, False)],
+)
 def test_a_model_that_reads_the_clock_is_not_compiled(says: Any, reads: bool, uncompiled: None) -> None:
     """A threshold of time is passed once, long after the graph was checked."""
     _, data = slope()

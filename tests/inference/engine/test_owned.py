@@ -134,3 +134,17 @@ def test_a_module_that_a_guide_function_calls_is_trained() -> None:
     options: dict[str, Any] = {"steps": 60, "progress": False, "compile": False}
     by_function = bz.fit(model, data, lambda y=None: own(y), **options)
     assert by_function.losses == pytest.approx(bz.fit(model, data, Guide(), **options).losses, rel=1e-6)
+
+
+def test_restarts_do_not_share_a_functions_module() -> None:
+    net = Scale()
+
+    def model(y: Tensor | None = None) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 9):
+            pyro.sample("y", dist.Normal(a, net()), obs=y)
+
+    data = bz.data.Data({}, {"y": torch.zeros(9)})
+    for options in ({}, {"callbacks": [lambda progress: None]}):
+        with pytest.raises(ValueError, match="restarts need parameters of their own, and 'value' belongs to a module"):
+            bz.fit(model, data, "mean_field", steps=3, restarts=2, progress=False, compile=False, **options)  # type: ignore[arg-type]

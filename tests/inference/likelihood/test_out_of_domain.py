@@ -66,3 +66,10 @@ def test_lengths_are_those_of_the_packed_levels(fit: bz.inference.Fit) -> None:
 def test_what_is_not_typical(fit: bz.inference.Fit, typical: object) -> None:
     with pytest.raises(ValueError, match="typical is the mean log p"):
         fit.out_of_domain(fit.data.observed[:2], typical=typical)  # type: ignore[arg-type]
+
+
+def test_the_training_data_of_a_table(fit: bz.inference.Fit) -> None:
+    table = bz.fit(
+        bz.models.VAE(36, 2, hidden=(4,)), fit.data.select(range(30)), "per_datum", steps=5, compile=False, progress=False
+    )
+    assert len(table.out_of_domain(table.data, k=5)) == 30
