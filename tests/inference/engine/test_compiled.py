@@ -332,7 +332,7 @@ REFUSED = {
     takes_the_next: "the attribute '_numbers' changes at every call",
     reads_a_file: r"the model opens a file.*line \d+: return float\(len\(Path\(__file__",
     counts_through_numpy: r"a value is read from a tensor that the step updates.*\.numpy\(\) .*line \d+: _buffer.numpy",
-    asks_the_clock: "differs when the same step is run again",
+    asks_the_clock: "reads the clock, and a graph holds one time",
     draws_own_generator: "the attribute '_own_generator' changes at every call",
     counts: "the attribute '_calls' changes at every call",
 }
