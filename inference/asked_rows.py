@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .engine.owned import Owned
 from .target.density import site_factor
-from .target.program import DATA_PLATE, Fix, Program, bound_rows, sample_sites
+from .target.program import DATA_PLATE, Fix, Program, sample_sites
 
 type Asked = Literal["alone", "number", "all"]
 
@@ -52,23 +52,26 @@ def asked(owned: Owned, program: Program, data: Any) -> Asked:
             kwargs: Mapping[str, Any] = data.batch(rows.to(owned.device), owned.model)
             return kwargs
 
-        few = not getattr(data, "streamed", False)
-        among = (
-            (bound_rows(owned.model, data), len(data), tried)
-            if few and len(data) * max(1, program.row_elements) <= _WHOLE
-            else None
-        )
+        whole = None if getattr(data, "streamed", False) else data.bind(owned.model)
+        beside = whole is not None and len(data) * max(1, program.row_elements) <= _WHOLE
+        among = (whole, len(data), tried) if whole is not None and beside else None
         if _follows(owned, program, some(torch.arange(len(tried))), some, among):
             return "alone"
-        if few and takes_numbers(owned.model) and _follows(owned, program, bound_rows(owned.model, data), numbered):
+        if whole is not None and takes_numbers(owned.model) and _follows(owned, program, whole, numbered):
             return "number"
     return "all"
 
 
 def takes_numbers(model: Any) -> bool:
     """Whether a model takes the numbers of the rows that it is called with."""
+    return not lacking_numbers(model)
+
+
+def lacking_numbers(model: Any) -> list[str]:
+    """What a model would have to take, too, to be called with some rows."""
     part = model.forward if isinstance(model, nn.Module) else model
-    return {"num_data", "index"} <= set(inspect.signature(part).parameters)
+    parameters = inspect.signature(part).parameters
+    return [name for name in ("num_data", "index") if name not in parameters]
 
 
 def knows_training_rows_alone(how: Asked, program: Program) -> bool:
@@ -108,29 +111,27 @@ def _follows(
         if not places:
             return True
 
-        def densities(kwargs: Mapping[str, Any], rows: int) -> list[Tensor]:
+        def densities(kwargs: Mapping[str, Any], rows: int) -> dict[str, Tensor]:
             """Of every local latent at one value, (rows,) log q."""
             zeros = torch.zeros(rows, dtype=torch.long, device=owned.device)
             values = {n: s["value"].index_select(places[n], zeros) if n in places else s["value"] for n, s in sites.items()}
             with Fix(values):
                 trace = poutine.trace(owned.guide).get_trace(**kwargs)
-            return [site_factor(name, trace.nodes[name]).rows for name in places]
+            return {name: site_factor(name, trace.nodes[name]).rows for name in places}
 
         whole = densities(kwargs, next(iter(sites[n]["value"].shape[p] for n, p in places.items())))
-        for name, log_q in zip(places, whole, strict=True):
+        everywhere = None if among is None else densities(among[0], among[1])
+        for name, log_q in whole.items():
             most, least = int(log_q.argmax()), int(log_q.argmin())
             apart = log_q[most] - log_q[least]
             if not bool(apart > _APART):
                 return False  # which rows it answers for cannot be seen
             for rows in ((most, least), (least, most), (most,), (least,)):
                 index = torch.tensor(rows)
-                found = dict(zip(places, densities(part(index), len(rows)), strict=True))[name]
-                if not _same(log_q[index], found, apart):
+                if not _same(log_q[index], densities(part(index), len(rows))[name], apart):
                     return False
-            if among is not None:
-                everywhere = dict(zip(places, densities(among[0], among[1]), strict=True))[name]
-                if not _same(log_q, everywhere[among[2]], apart):
-                    return False
+            if among is not None and everywhere is not None and not _same(log_q, everywhere[name][among[2]], apart):
+                return False
     except Exception:  # of a guide that takes no other rows than those it was fitted to
         return False
     return True

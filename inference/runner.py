@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, SupportsFloat
 
 import torch
-from torch import nn
 
+from .asked_rows import lacking_numbers
 from .engine.compiled import Mode
 from .engine.convergence import Plan
 from .engine.interrupts import heard_between_steps
@@ -193,8 +192,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def _check_batches(model: Any) -> None:
-    signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
-    lacking = [name for name in ("num_data", "index") if name not in signature.parameters]
+    lacking = lacking_numbers(model)
     if lacking:
         raise ValueError(
             f"batch_size needs a model that takes num_data and index, and this one lacks {' and '.join(lacking)}: open its plate as "

@@ -277,11 +277,10 @@ def reads_the_clock(function: Any, owners: Owners) -> bool:
     if any(of == "time" and name in _CLOCKS for of, name in asked if of not in function.__globals__):
         return True  # imported inside
     for places, key in mentioned(function, owners):
-        held, names = places[key], {name for of, name in asked if of == key}
+        held = places[key]
+        names = {name for of, name in asked if of == key or (held is datetime and of in ("datetime", "date"))}
         if held is time or held is datetime:
-            if names & _CLOCKS or (
-                held is datetime and names & {"datetime", "date"} and _names(function.__code__) & {"now", "today", "utcnow"}
-            ):
+            if names & _CLOCKS:
                 return True
         elif isinstance(held, types.BuiltinFunctionType):
             if held.__module__ == "time" and held.__name__ in _CLOCKS:

@@ -65,9 +65,9 @@ def to_arviz(
             with more than 2,000 weights. Of networks this is about the weights: a noise scale is always there.
         rows: of networks, the observations whose likelihood and simulations are stored: a number of random ones, or a tensor of
             row numbers. By default all, or as many as half a minute and 800 MB a group allow. Of models whose latents all belong to
-            single observations, such as a VAE, with a guide that can be asked about each alone, the examples to look at: everything is about these, along the dimension `example`.
-            By default 20. In place of log_likelihood there are then log_marginal, log p of each example with its latents integrated
-            out, and log_conditional, log p of each given the draws, which no LOO may take for the first.
+            single observations, such as a VAE, with a guide that can be asked about each alone, the examples to look at: everything
+            is about these, along the dimension `example`. By default 20. In place of log_likelihood such models have log_marginal,
+            log p of each with its latents integrated out, and log_conditional, log p given the draws, which no LOO may take for it.
         depths: of networks of adaptive depth, the examples of the group `depth`: p(z | x, y), averaged over the draws, and q(z | x)
             (chain, depth_input, depth). `Data`, by default the first 100 rows of the training data; False for no such group.
         seed: by default the fit's own; then the best restart's chain is `fit.sample(n)`.

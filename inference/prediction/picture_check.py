@@ -158,13 +158,6 @@ def check_pictures(
         raise ValueError(
             f"check_pictures takes at least two pictures of shape {tuple(found.shape[1:])}, got {tuple(pictures.shape)}"
         )
-    size = (
-        None
-        if size is None
-        else tuple(int(s) for s in size)
-        if isinstance(size, tuple | list) and all(isinstance(s, np.integer | int) for s in size)
-        else size
-    )
     chosen = STATISTICS if statistics is None else statistics
     if not isinstance(chosen, Mapping) or not chosen or not all(map(callable, chosen.values())):
         raise ValueError(f"statistics takes functions by name, such as {{'ink': lambda x: x.mean((1, 2))}}, got {statistics!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -62,10 +63,10 @@ def plane(shape: Sequence[int], size: tuple[int, int] | None) -> tuple[int, int,
         ValueError: it does not say how the pixels lie.
     """
     pixels = math.prod(shape)
-    if size is not None and not (
-        isinstance(size, Sequence) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)
-    ):
+    whole = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(s, Integral) and s > 0 for s in size)
+    if size is not None and not whole:
         raise ValueError(f"size takes the numbers of rows and of columns, (H, W), got {size!r}")
+    size = None if size is None else (int(size[0]), int(size[1]))
     if size is None and len(shape) == 1 and math.isqrt(pixels) ** 2 == pixels:
         size = (math.isqrt(pixels), math.isqrt(pixels))
     if size is not None and (len(shape) == 1 or tuple(shape[-2:]) == tuple(size)) and pixels % math.prod(size) == 0:

@@ -289,7 +289,7 @@ class Data:
     def select(self, rows: Tensor | Sequence[int] | slice) -> Data:
         """Returns the data set of some rows: row numbers (tensor or list), a boolean tensor, or a slice."""
         n = len(self)
-        index = torch.arange(n)[rows] if isinstance(rows, slice) else torch.as_tensor(_forwards(rows)).cpu()
+        index = torch.arange(n)[rows] if isinstance(rows, slice) else _row_numbers(rows).cpu()
         if index.dtype == torch.bool and index.shape == (n,):
             index = index.nonzero()[:, 0]
         if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
@@ -365,7 +365,7 @@ class Data:
         if set(self.inputs) != {"x"} or not isinstance(y, Tensor) or y.is_floating_point():
             raise ValueError("partly_labelled() is for classified pictures: inputs 'x', and one whole number each observed")
         try:
-            index = torch.as_tensor(_forwards(rows)).to(y.device)
+            index = _row_numbers(rows).to(y.device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"labelled rows are whole numbers from 0 to {len(y) - 1}, got {rows!r}") from error
         if not index.numel() or not (index.is_floating_point() or index.is_complex() or index.dtype == torch.bool):
@@ -481,6 +481,5 @@ def _numeric(observed: Tensor) -> Tensor:
     return observed.to(torch.get_default_dtype()) if observed.dtype == torch.bool else observed
 
 
-def _forwards(rows: Any) -> Any:
-    """Of an array that is read backwards a copy that is not, as torch takes no other."""
-    return np.ascontiguousarray(rows) if isinstance(rows, np.ndarray) and rows.ndim else rows
+def _row_numbers(rows: Any) -> Tensor:
+    return to_tensor("rows", rows) if isinstance(rows, np.ndarray) else torch.as_tensor(rows)
