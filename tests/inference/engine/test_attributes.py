@@ -413,7 +413,7 @@ def test_parameters_that_a_model_moves_itself_are_not_moved_by_a_trial(
     def model(x: Tensor, y: Tensor | None = None) -> None:
         mean = pyro.param("mean", torch.zeros((), dtype=torch.float64))
         with torch.no_grad():
-            mean.mul_(0.9).add_(0.1 * x.mean() + 0.1)
+            mean.add_(0.01)  # never at rest, so that one call more shows
         w = pyro.sample("w", dist.Normal(mean.detach(), 1.0))
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(w * x, 1.0), obs=y)
