@@ -140,9 +140,9 @@ def state_of(run: Run) -> dict[str, Tensor]:
     for prefix, part in (("model", run.owned.model), ("guide", run.owned.guide)):
         if isinstance(part, nn.Module):
             state |= {f"{prefix}.{k}": v for k, v in part.state_dict().items()}
-    with run.owned.active():
+    with run.owned.active():  # where what functions hold has this fit's values
         state |= {f"param.{k}": v for k, v in _of_statements(run).items()}
-    return {k: _plain(v) for k, v in state.items()}
+        return {k: _plain(v) for k, v in state.items()}
 
 
 def restore(run: Run, checkpoint: Checkpoint, index: int) -> None:
@@ -162,12 +162,13 @@ def restore(run: Run, checkpoint: Checkpoint, index: int) -> None:
 
 
 def _of_statements(run: Run) -> dict[str, Tensor]:
-    """What `pyro.param` statements have made, of functions and in modules; call inside `owned.active`."""
+    """What `pyro.param` statements have made, of functions and in modules, and what functions hold; call inside `owned.active`."""
     local = {name: store[key] for name, (store, key) in run.owned.local_slots().items()}
     return (
         local
         | dict(pyro.get_param_store().named_parameters())
         | {k.removeprefix("param."): v for k, v in run.owned.reached.items()}
+        | run.owned.borrowed.named_buffers()
     )
 
 

@@ -48,9 +48,7 @@ class Run:
 
     def __post_init__(self) -> None:
         # Dropout and batch norm in networks of the user's own: they have been trained, and are asked from here on.
-        for part in (self.owned.model, self.owned.guide):
-            if isinstance(part, torch.nn.Module):
-                part.eval()
+        self.owned.eval()
 
     @property
     def point(self) -> bool:

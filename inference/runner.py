@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, SupportsFloat
 
 import torch
 
 from .asked_rows import lacking_numbers
-from .engine.compiled import Mode
+from .engine.compiled import PACKAGE, Mode
 from .engine.convergence import Plan
 from .engine.interrupts import heard_between_steps
-from .engine.owned import GuideBuilder, own
+from .engine.owned import GuideBuilder, Owned, own
 from .engine.progress import progress_callback
 from .engine.restart import Restart, Settings, Wishes
 from .engine.schedule import Schedule
@@ -91,21 +92,13 @@ def fit(
     )
     wishes = Wishes(optimizer, schedule, callbacks, progress, validation, compile, plan or Plan(), kl_weight, free_bits)
 
-    seen: dict[int, str] = {}
-
     def prepared(number: int) -> Restart:
         owned = own(model, guide, data, dtype, device, seed + number)
         with owned.active(seed + 7919 * number):
             restart = Restart(number, owned, data, settings, wishes)
             restart.prepare()
-            trained = {id(p): name for name, p in owned.parameters().items() if p.requires_grad}
-            shared = [name for key, name in trained.items() if key in seen]
-            if shared:
-                raise ValueError(
-                    f"restarts need parameters of their own, and '{shared[0].removeprefix('param.')}' belongs to a module that a plain function "
-                    "holds, which is trained in place; make the function a PyroModule that holds it, or leave out restarts"
-                )
-            seen.update(trained)
+            if number == 0:
+                _warn_of_modules(owned)
             return restart
 
     if restarts > 1 and not callbacks and validation is None:
@@ -115,7 +108,7 @@ def fit(
             for restart in together:
                 with restart.owned.active(seed + 7919 * restart.number + 1):
                     runs.append(restart.finish())
-            return Fit(tuple(runs), _best(runs), data, settings, time.perf_counter() - began)
+            return _ended(runs, data, settings, began)
     else:
         together = []
 
@@ -133,7 +126,31 @@ def fit(
             runs.append(restart.finish())
         if restart.interrupted:
             break
-    return Fit(tuple(runs), _best(runs), data, settings, time.perf_counter() - began)
+    return _ended(runs, data, settings, began)
+
+
+def _warn_of_modules(owned: Owned) -> None:
+    """Says what nobody sees of modules that plain functions hold."""
+    lines = []
+    if owned.borrowed.continued:
+        lines.append(
+            f"parameters of a {owned.borrowed.continued} that a plain function holds begin where an earlier fit has left them; make the module "
+            "anew, or the function a PyroModule that holds it, for a fit that knows nothing of earlier ones"
+        )
+    untrained = owned.borrowed.untrained({id(p) for p in owned.parameters().values()})
+    if untrained:
+        lines.append(
+            f"a {untrained} that a plain function calls stays as it is, as Pyro trains what it has been told of: add pyro.module('net', net) "
+            "to the function, or net.requires_grad_(False) where that is meant"
+        )
+    for line in lines:
+        warnings.warn(line, stacklevel=2, skip_file_prefixes=PACKAGE)
+
+
+def _ended(runs: Sequence[Run], data: Any, settings: Settings, began: float) -> Fit:
+    best = _best(runs)
+    runs[best].owned.borrowed.give()
+    return Fit(tuple(runs), best, data, settings, time.perf_counter() - began)
 
 
 def _train_together(restarts: Sequence[Restart], wishes: Wishes) -> bool:

@@ -41,7 +41,7 @@ _GROUP_KEYS = {"params", "lr", "foreach", "fused", "capturable"}
 
 #: Where the warning does not point to: the package, wherever its folders lie.
 _INFERENCE = Path(__file__).parents[1]
-_PACKAGE = tuple(str(path) for path in (_INFERENCE, _INFERENCE.parent, _INFERENCE.resolve()))
+PACKAGE = tuple(str(path) for path in (_INFERENCE, _INFERENCE.parent, _INFERENCE.resolve()))
 
 
 class NotCompiledWarning(UserWarning):
@@ -50,7 +50,7 @@ class NotCompiledWarning(UserWarning):
 
 def warn_eager(reason: str) -> None:
     """The one warning, at the line that called the package."""
-    warnings.warn(f"the fit runs on the eager engine: {reason}", NotCompiledWarning, stacklevel=2, skip_file_prefixes=_PACKAGE)
+    warnings.warn(f"the fit runs on the eager engine: {reason}", NotCompiledWarning, stacklevel=2, skip_file_prefixes=PACKAGE)
 
 
 @dataclass

@@ -72,7 +72,7 @@ def start_guide(
         def elsewhere() -> Tensor:
             # Unconstrained coordinates have unit scale for standardised models; a prior's own sd where it has one.
             point = guide.center + torch.randn_like(u) * _prior_scale(space)
-            return point if math.isfinite(float(log_density(point))) else _finite_point(log_density, u)
+            return point if math.isfinite(float(log_density(point).detach())) else _finite_point(log_density, u)
 
         # Of a network as a point nothing counts but the objective; elsewhere the density may have poles, where nothing is learnt.
         highest = given is not None and getattr(guide, "is_point", False)

@@ -1,8 +1,8 @@
 """A trained pair of model and guide with the settings that they run under.
 
 Modules hold their parameters themselves, those of `pyro.param` statements in a `PyroModule` too (`LocalStore`). Plain functions keep
-theirs in Pyro's global store; each fit owns a private copy of that store, so fits in one process never see each other. What is
-shared are modules that plain functions hold, registered with `pyro.module` or not: they are the user's, and trained in place.
+theirs in Pyro's global store; each fit owns a private copy of that store, so fits in one process never see each other. Of the modules
+that functions hold, registered with `pyro.module` or not, each fit has values of its own (`borrowed`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import types
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +24,7 @@ from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor, nn
 
 from ..target.program import quiet
+from .borrowed import Borrowed
 from .noise import kept_generators
 from .turns import turn
 
@@ -79,6 +82,8 @@ class Owned:
 
     Attributes:
         reached: what `collect` found: parameters of modules that a plain function calls.
+        copied: the modules that were passed, each with its copy.
+        borrowed: the modules that plain functions hold.
     """
 
     model: Any
@@ -87,8 +92,13 @@ class Owned:
     device: torch.device
     store: Any = field(default_factory=lambda: {"params": {}, "constraints": {}})
     reached: dict[str, Tensor] = field(default_factory=dict)
+    copied: list[tuple[nn.Module, nn.Module]] = field(default_factory=list)
+    borrowed: Borrowed = field(init=False)
 
     _entered: bool = False
+
+    def __post_init__(self) -> None:
+        self.borrowed = Borrowed(self.dtype, self.device, lambda module: any(module is m for m in self._modules()))
 
     @contextlib.contextmanager
     def active(self, seed: int | None = None) -> Iterator[None]:
@@ -108,7 +118,21 @@ class Owned:
             self.store = stack.enter_context(pyro.get_param_store().scope(self.store))
             self._entered = True
             stack.callback(setattr, self, "_entered", False)
+            if not (isinstance(self.model, nn.Module) and isinstance(self.guide, nn.Module)):
+                stack.enter_context(self.borrowed.lent())
             yield
+
+    def _modules(self) -> Iterator[nn.Module]:
+        for part in (self.model, self.guide):
+            if isinstance(part, nn.Module):
+                yield from part.modules()
+
+    def eval(self) -> None:
+        """Puts all modules into evaluation mode, for good: they have been trained."""
+        for part in (self.model, self.guide):
+            if isinstance(part, nn.Module):
+                part.eval()
+        self.borrowed.eval()
 
     def parameters(self) -> dict[str, Tensor]:
         """Every trained tensor by name, each once: the guide's, the model's, then the store's. Call inside `active`."""
@@ -131,19 +155,35 @@ class Owned:
         return found | {name: value for name, value in self.reached.items() if id(value) not in seen}
 
     def collect(self, kwargs: Mapping[str, Any]) -> None:
-        """Looks for the parameters of modules that plain functions call, by what they tell Pyro in one call; inside `active`."""
+        """Looks for the parameters of modules that plain functions call, by what they tell Pyro in one call; inside `active`.
+
+        Raises:
+            ValueError: a function calls a module that model or guide hold too, of which the fit has a copy.
+        """
         known = {id(value) for value in self.parameters().values()}
+        own = {id(parameter) for module in self._modules() for parameter in module._parameters.values()}
         for part in (self.guide, self.model):
             if isinstance(part, nn.Module):
                 continue
-            with kept_generators(), torch.no_grad():
+            with kept_generators(), torch.no_grad(), self.borrowed.unmoved():
                 trace = poutine.trace(part, param_only=True).get_trace(**kwargs)
             for name in trace.param_nodes:
                 value = trace.nodes[name]["value"]
                 leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
-                if leaf is not None and leaf.requires_grad and leaf.is_leaf and id(leaf) not in known:
+                if leaf is None or not leaf.requires_grad or not leaf.is_leaf:
+                    continue
+                held = isinstance(leaf, nn.Parameter) or id(leaf) not in known  # by a module
+                if id(leaf) not in known:
                     known.add(id(leaf))
                     self.reached[f"param.{name}"] = leaf
+                if held and id(leaf) not in own:
+                    self.borrowed.take_tensor(leaf, "module")
+        for original, copied in self.copied:
+            if original in self.borrowed and id(copied) in self.borrowed.own_called and any(True for _ in copied.parameters()):
+                raise ValueError(
+                    f"a function calls a {type(original).__name__} of the module that was passed beside it, and a fit trains a copy of that "
+                    "one: pass a method of the module instead, such as model.guide, or a PyroModule that holds the same network"
+                )
 
     def local_slots(self) -> dict[str, tuple[LocalStore, str]]:
         """Where the tensors of `pyro.param` statements in modules are kept, by the names that `parameters` gives them."""
@@ -153,6 +193,22 @@ class Owned:
             for path, store in local_stores(part).items()
             for key, _ in store.items()
         }
+
+
+@contextlib.contextmanager
+def in_place(holders: Iterable[tuple[Any, str]], values: Iterable[Tensor]) -> Iterator[None]:
+    """Other tensors in the place of parameters and buffers, of which `pyro.module` would say that they want no gradient."""
+    held = list(holders)
+    before = [holder[key] for holder, key in held]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*was not registered in the param store")
+        for (holder, key), value in zip(held, values, strict=True):
+            holder[key] = value
+        try:
+            yield
+        finally:
+            for (holder, key), value in zip(held, before, strict=True):
+                holder[key] = value
 
 
 @contextlib.contextmanager
@@ -172,21 +228,26 @@ def own(model: Any, guide: GuideBuilder, data: Any, dtype: torch.dtype, device: 
     shared = {"model": model, "guide": guide if ready else None}
     # Copied together, so that a module which both of them hold stays one module.
     originals = {k: v for k, v in shared.items() if isinstance(v, nn.Module)}
+    originals |= _holders_of_methods(shared, originals)
     with _whole_autoguides(originals.get("guide")) as links:
         try:
-            shared = copy.deepcopy(originals)
+            copies: dict[str, Any] = dict(copy.deepcopy(originals))
         except (TypeError, RuntimeError) as error:
             raise ValueError(
                 f"model and guide are copied before they are fitted, and these cannot be ({str(error).splitlines()[0]}): keep locks, "
                 "open files, progress bars and computed tensors out of their attributes, or pass a plain function"
             ) from error
-    own_model = shared.get("model", model)
-    for part, wrapped in zip(shared["guide"].modules() if links else (), links, strict=True):
+    for what in ("model", "guide"):
+        if f"{what}'s" in copies:
+            copies[what] = types.MethodType(shared[what].__func__, copies[f"{what}'s"])
+    own_model = copies.get("model", model)
+    for part, wrapped in zip(copies["guide"].modules() if links else (), links, strict=True):
         if wrapped is not None:
             part._model = (own_model if wrapped is model else wrapped,)
     if isinstance(own_model, nn.Module):
         _to(own_model, dtype, device)
-    owned = Owned(own_model, shared.get("guide", guide), dtype, device)
+    owned = Owned(own_model, copies.get("guide", guide), dtype, device)
+    owned.copied = [pair for k, v in originals.items() for pair in zip(v.modules(), copies[k].modules(), strict=True)]
     if ready:
         if isinstance(owned.guide, nn.Module):
             _to(owned.guide, dtype, device)
@@ -194,8 +255,16 @@ def own(model: Any, guide: GuideBuilder, data: Any, dtype: torch.dtype, device: 
     with owned.active(seed):
         owned.guide = guide(own_model, data)
         if isinstance(owned.guide, nn.Module):
+            owned.borrowed.drop(owned.guide)
             _to(owned.guide, dtype, device)
     return owned
+
+
+def _holders_of_methods(parts: Mapping[str, Any], copied: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Modules whose methods are passed beside modules that they share something with, `model.guide` beside `model`."""
+    known = {id(module) for part in copied.values() for module in part.modules()}
+    held = {f"{k}'s": v.__self__ for k, v in parts.items() if inspect.ismethod(v) and isinstance(v.__self__, nn.Module)}
+    return {k: v for k, v in held.items() if any(id(module) in known for module in v.modules())}
 
 
 def _to(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:

@@ -461,7 +461,7 @@ class Restart:
         def callback(progress: Any) -> None:
             if progress.step % VALIDATION_EVERY and progress.step != 1:
                 return
-            with torch.no_grad(), kept_generators(), evaluated(self.owned.model, guide):
+            with torch.no_grad(), kept_generators(), evaluated(self.owned.model, guide, *self.owned.borrowed.modules()):
                 values = []
                 for _ in range(16):
                     trace = poutine.trace(guide).get_trace(**kwargs) if own else objective.guide_trace(self.some)

@@ -7,7 +7,7 @@ own noise, so it takes the same steps as it would alone. Restarts that cannot be
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .noise import Row, kept_generators, vmap_random
-from .owned import GlobalStore, Owned
+from .owned import GlobalStore, Owned, in_place
 from .restart import Restart
 from .tables import StepInputs
 from .training import History, Loop
@@ -135,7 +135,7 @@ class StackedLoop(Loop):
         weight = None if self.kl_weight is None else inputs.kl_weight
 
         def one(normal: Tensor, uniform: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
-            with self._in_place(values):
+            with in_place(self.holders, values):
                 return self.objective(kwargs, Row(normal, uniform), kl_weight=weight, strict=strict)
 
         surrogates, losses = vmap_random(one, inputs.noise.normal, inputs.noise.uniform, *self.values)
@@ -145,7 +145,7 @@ class StackedLoop(Loop):
         """The guide's summary for each restart, (restarts, K)."""
 
         def one(*values: Tensor) -> Tensor:
-            with self._in_place(values):
+            with in_place(self.holders, values):
                 assert self.loops[0].tail is not None
                 assert self.loops[0].tail.summary is not None
                 return self.loops[0].tail.summary()
@@ -188,18 +188,6 @@ class StackedLoop(Loop):
             for stacked, *each in zip(self.leaves, *(loop.leaves for loop in self.loops), strict=True):
                 for k, parameter in enumerate(each):
                     parameter.copy_(stacked[k])
-
-    @contextlib.contextmanager
-    def _in_place(self, values: Sequence[Tensor]) -> Iterator[None]:
-        """One restart's tensors in the place of the first's."""
-        before = [holder[key] for holder, key in self.holders]
-        for (holder, key), value in zip(self.holders, values, strict=True):
-            holder[key] = value
-        try:
-            yield
-        finally:
-            for (holder, key), value in zip(self.holders, before, strict=True):
-                holder[key] = value
 
 
 def _slots(owned: Owned, *, inside: bool) -> dict[str, tuple[Any, str]]:

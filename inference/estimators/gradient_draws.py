@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.noise import Counting, Row, kept_generators, vmap_random
-from ..engine.owned import GlobalStore, Owned, local_stores
+from ..engine.owned import GlobalStore, Owned, in_place, local_stores
 
 #: (keyword arguments of model and guide, noise (num_particles, n)) -> tensor to differentiate, value to report.
 type RandomLoss = Callable[[Mapping[str, Any], Row], tuple[Tensor, Tensor]]
@@ -53,19 +53,14 @@ class GradientDraws:
     ) -> None:
         self.owned, self.data, self.batch_size, self.num_particles = owned, data, batch_size, num_particles
         self.num_blocks, self.per_block, self.seed = num_blocks, per_block, seed
+        self.full: Mapping[str, Any] = data.bind(owned.model)
+        owned.collect(self.full)
         self.parameters = {name: p for name, p in owned.parameters().items() if p.requires_grad}
         if not self.parameters:
             raise ValueError("neither the guide nor the model has parameters to train, so there is no gradient to measure")
         self.size = sum(p.numel() for p in self.parameters.values())
         self.holders = _holders(owned, list(self.parameters.values()))
-        self.full: Mapping[str, Any] = data.bind(owned.model)
         self.mapped = True
-        owned.collect(self.full)
-        if owned.reached:
-            raise ValueError(
-                f"'{next(iter(owned.reached)).removeprefix('param.')}' belongs to a module that a plain function calls, whose gradient cannot be "
-                "measured apart; make the function a PyroModule that holds it"
-            )
 
     def blocks(self, loss: RandomLoss, stream: int, copies: int = 1) -> Iterator[Tensor]:
         """Gradients (per_block, P) of each block, `copies` times on the same batches and with new noise.
@@ -192,19 +187,10 @@ class GradientDraws:
         ]
         return torch.cat(parts, dim=1).detach()
 
-    @contextlib.contextmanager
-    def _in_place(self, values: Sequence[Tensor]) -> Iterator[None]:
+    def _in_place(self, values: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
         """Other tensors in the place of the parameters."""
-        before = [[holder[key] for holder, key in places] for places in self.holders]
-        for places, value in zip(self.holders, values, strict=True):
-            for holder, key in places:
-                holder[key] = value
-        try:
-            yield
-        finally:
-            for places, own in zip(self.holders, before, strict=True):
-                for (holder, key), value in zip(places, own, strict=True):
-                    holder[key] = value
+        places = [(place, value) for held, value in zip(self.holders, values, strict=True) for place in held]
+        return in_place([place for place, _ in places], [value for _, value in places])
 
 
 def _holders(owned: Owned, parameters: Sequence[Tensor]) -> list[list[tuple[Any, str]]]:
@@ -213,6 +199,8 @@ def _holders(owned: Owned, parameters: Sequence[Tensor]) -> list[list[tuple[Any,
     for part in (owned.guide, owned.model):
         dictionaries += [m._parameters for m in part.modules()] if isinstance(part, nn.Module) else []
         dictionaries += local_stores(part).values()
+    for part in owned.borrowed.modules():
+        dictionaries += [part._parameters, *local_stores(part).values()]
     places: dict[int, list[tuple[Any, str]]] = {id(p): [] for p in parameters}
     seen: set[int] = set()
     for holder in dictionaries:

@@ -193,13 +193,13 @@ def _newton(log_density: LogDensity, u: Tensor, losses: list[float]) -> tuple[Te
         if decrement < (1e-12 if u.dtype == torch.float64 else 1e-5):
             settled = True
             # One more step costs nothing and squares the error that is left.
-            if positive and float(-log_density((u + step).detach())) <= float(value):
+            if positive and float(-log_density((u + step).detach()).detach()) <= float(value.detach()):
                 u = (u + step).detach()
             break
         for damping in (1.0, 0.5, 0.1, 0.01):
             trial = (u + damping * step).detach()
-            new = float(-log_density(trial))
-            if math.isfinite(new) and new < float(value):
+            new = float(-log_density(trial).detach())
+            if math.isfinite(new) and new < float(value.detach()):
                 break
         else:
             # No descent is left at the precision of the numbers.
@@ -207,7 +207,7 @@ def _newton(log_density: LogDensity, u: Tensor, losses: list[float]) -> tuple[Te
             break
         u = trial
         value, grad, precision = hessian(log_density, u)
-        losses = [*losses, float(value)]
+        losses = [*losses, float(value.detach())]
     return u, precision, losses, settled
 
 

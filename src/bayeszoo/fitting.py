@@ -54,8 +54,9 @@ def fit(
 
     With nothing but model, data and guide, the runner chooses start, step size, averaging and stopping itself, and
     `fit.converged` and `fit.stop_reason` say how it ended. The model and a ready guide that is a module are copied first, so
-    two fits never share parameters; modules that a plain function trains through `pyro.module` are trained in place. Fits in
-    several threads wait for each other, as Pyro has one state a process. Ctrl-C ends a fit after a whole step and keeps it.
+    two fits never share parameters. Modules that a plain function holds end with the values of the last fit, as in torch, and
+    the next fit begins there (and says so); each fit answers from its own. Fits in several threads wait for each other, as Pyro has
+    one state a process. Ctrl-C ends a fit after a whole step and keeps it.
 
     Args:
         model: a `PyroModule`, or any Pyro callable.

@@ -62,6 +62,7 @@ def load(
             "which has no name to rebuild it by; pass the same kind, bz.load(path, model=..., guide=...)"
         )
     runs = tuple(_run(saved, index, model, guide, rebuilt, settings, dtype, where) for index in range(len(record["runs"])))
+    runs[record["best"]].owned.borrowed.give()
     return Fit(runs, record["best"], rebuilt, settings, record["seconds"])
 
 

@@ -1,0 +1,183 @@
+"""Modules that plain functions hold: each fit has values of its own, and answers as the same network in a PyroModule would."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+import bayeszoo as bz
+
+
+@pytest.fixture(autouse=True)
+def warned() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def network(*between: nn.Module) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(2, 4), *between, nn.Tanh(), nn.Linear(4, 1))
+
+
+def function(net: nn.Module, registered: bool = True) -> Callable[..., Any]:
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        if registered:
+            pyro.module("net", net)
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(net(x)[:, 0], scale), obs=y)
+
+    return model
+
+
+class Holds(PyroModule):
+    """The same with a network of its own."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(net)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+        function(self.net, registered=False)(x, y)
+
+
+def curve(seed: int = 0) -> bz.data.Data:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(40, 2, generator=generator, dtype=torch.float64)
+    return bz.data.Data({"x": x}, torch.sin(x.sum(1)) + 0.1 * torch.randn(40, generator=generator, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"compile": True}, {"restarts": 2}, {"compile": True, "restarts": 2}, {"dtype": torch.float32}, {"moving": True}],
+)
+def test_a_function_fits_as_a_module_that_holds_the_same_network(
+    options: dict[str, Any], uncompiled: None, tmp_path: Any
+) -> None:
+    """In the data's precision, with every restart from the same beginning, dropout off where it answers; and so it is loaded."""
+    between = (nn.BatchNorm1d(4), nn.Dropout(0.3)) if options.pop("moving", False) else ()
+    net, data = network(*between), curve()
+    before = copy.deepcopy(net.state_dict())
+    modes = [part.training for part in net.modules()]
+    options = {"steps": 40, "progress": False, "compile": False} | options
+    other = bz.fit(Holds(net), data, "mean_field", **options)
+    fit = bz.fit(function(net), data, "mean_field", **options)
+    for a, b in zip(fit.runs, other.runs, strict=True):
+        assert a.history.losses == pytest.approx(b.history.losses, rel=1e-5 if "dtype" in options else 1e-10)
+    answers = fit.predict(data.inputs, n=20)
+    assert torch.allclose(answers.mean, other.predict(data.inputs, n=20).mean, rtol=1e-4 if "dtype" in options else 1e-9)
+    assert torch.equal(answers.mean, fit.predict(data.inputs, n=20).mean)
+    assert fit.losses[-1] < fit.losses[0]
+    assert [part.training for part in net.modules()] == modes
+    theirs = dict(other.run.owned.model.net.state_dict())  # of the best
+    for name, value in net.state_dict().items():
+        assert value.dtype == before[name].dtype
+        assert torch.allclose(value, theirs[name].to(value), atol=1e-5)
+    assert not torch.equal(net.state_dict()["0.weight"], before["0.weight"])
+    fit.save(tmp_path)
+    again = bz.load(tmp_path, model=function(network(*between)))
+    assert torch.equal(again.predict(data.inputs, n=20).mean, answers.mean)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("registered", [False, True])
+def test_a_second_fit_leaves_the_answers_of_the_first(compile: bool, registered: bool, uncompiled: None, tmp_path: Any) -> None:
+    net = network().requires_grad_(registered)
+    model = function(net, registered)
+    options: dict[str, Any] = {"steps": 30, "progress": False, "compile": compile}
+    first = bz.fit(model, curve(), "mean_field", **options)
+    answers, left = first.predict(curve().inputs, n=20).mean, copy.deepcopy(net.state_dict())
+    begins = "parameters of a Sequential that a plain function holds begin where an earlier fit"
+    with pytest.warns(UserWarning, match=begins) if registered else contextlib.nullcontext():
+        second = bz.fit(model, curve(1), "mean_field", **options)
+    assert torch.equal(net.state_dict()["0.weight"], left["0.weight"]) is not registered
+    assert torch.equal(first.predict(curve().inputs, n=20).mean, answers)
+    assert torch.equal(second.predict(curve().inputs, n=20).mean, answers) is not registered
+    first.save(tmp_path)
+    assert torch.equal(bz.load(tmp_path, model=function(network(), registered)).predict(curve().inputs, n=20).mean, answers)
+
+
+def test_a_network_that_pyro_was_not_told_of_is_named() -> None:
+    with pytest.warns(UserWarning, match=r"a Linear that a plain function calls stays as it is.* add pyro.module") as caught:
+        bz.fit(function(network(), registered=False), curve(), "mean_field", steps=3, progress=False, compile=False)
+    assert [Path(w.filename).name for w in caught] == [Path(__file__).name]
+
+
+def test_a_network_that_is_begun_anew_is_no_continued_one() -> None:
+    net = network()
+    options: dict[str, Any] = {"steps": 5, "progress": False, "compile": False}
+    first = bz.fit(function(net), curve(), "mean_field", **options)
+    net.load_state_dict(network().state_dict())
+    assert bz.fit(function(net), curve(), "mean_field", **options).losses == first.losses
+
+
+def test_a_fit_that_is_asked_while_another_is_trained_keeps_its_values() -> None:
+    net = network()
+    options: dict[str, Any] = {"steps": 5, "progress": False, "compile": False}
+    first = bz.fit(function(net), curve(), "mean_field", **options)
+    answers, seen = first.predict(curve().inputs, n=5).mean, []
+    net.load_state_dict(network().state_dict())
+    alone = bz.fit(function(net), curve(1), "mean_field", **options)
+    net.load_state_dict(network().state_dict())
+
+    def ask(progress: Any) -> None:
+        seen.append(first.predict(curve().inputs, n=5).mean)
+
+    assert bz.fit(function(net), curve(1), "mean_field", **options, callbacks=[ask]).losses == alone.losses
+    assert all(torch.equal(found, answers) for found in seen)
+    assert len(seen) == 5
+
+
+class Tied(PyroModule):
+    """A model whose guide reads its embedding, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(2, 1)
+        nn.init.constant_(self.embedding.weight, 0.5)
+        nn.init.constant_(self.embedding.bias, 0.1)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w + self.embedding(x)[:, 0], 0.3), obs=y)
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        pyro.sample("w", dist.Normal(self.embedding(x).mean(), 0.2))
+
+
+def test_a_guide_that_is_a_method_of_the_model_shares_its_parameters() -> None:
+    data, options = curve(), {"steps": 60, "progress": False, "compile": False}
+    tied = Tied()
+    pyro_module = PyroModule[nn.Linear](2, 1)
+    pyro_module.load_state_dict(tied.embedding.state_dict())
+
+    class Guide(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = tied.embedding
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+            pyro.sample("w", dist.Normal(self.embedding(x).mean(), 0.2))
+
+    one = bz.fit(tied, data, Guide(), **options)  # type: ignore[arg-type]
+    other = bz.fit(tied, data, tied.guide, **options)  # type: ignore[arg-type]
+    assert other.losses == one.losses
+    assert torch.equal(tied.embedding.bias, torch.tensor([0.1]))  # the module that was passed is as it was
+    with pytest.raises(
+        ValueError, match=r"a function calls a Linear of the module that was passed beside it.* such as model.guide"
+    ):
+        bz.fit(tied, data, lambda x, y=None: tied.guide(x, y), **options)  # type: ignore[arg-type]
