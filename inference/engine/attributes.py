@@ -60,11 +60,6 @@ class Attributes:
         """The name of one that may move on without a trace; empty if there is none."""
         return next((node.name for node in self.picture.nodes if self.picture.unseen(node.value)), "")
 
-    @property
-    def clock(self) -> str:
-        """The name of a function that says the time to the model; empty if there is none."""
-        return next((node.name for node in self.picture.nodes if reach.reads_the_clock(node.value, self.picture.owners)), "")
-
     def replaced(self, read: Iterable[Tensor], after: Attributes | None = None) -> str:
         """The name of one that held a tensor that was read, and holds another, or one with other memory, by then; empty if none does."""
         was_read = {id(t) for t in read}

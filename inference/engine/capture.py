@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from torch.distributions import one_hot_categorical
 from torch.overrides import TorchFunctionMode
 
+from .asked import Asked
 from .attributes import Attributes, tensors_in
 from .contents import checksum
 from .mapped import PlainLosses
@@ -97,12 +98,11 @@ def capture(
     attributes = Attributes(modules)
     if attributes.unseen:
         raise Uncapturable(f"whether '{attributes.unseen}' moves on cannot be seen, and a graph holds one value of it")
-    if attributes.clock:
-        raise Uncapturable(f"'{attributes.clock}' reads the clock, and a graph holds one time")
+    asked = Asked(modules)
     generators = _generators()
     reads = _Reads(changing, None if fixed is None else list(fixed))
     try:
-        with reads, PlainLosses(), _one_mode(), _files(reads), _plain_recurrence():
+        with reads, PlainLosses(), _one_mode(), _files(reads), _plain_recurrence(), asked.watched():
             module = make_fx(step, tracing_mode="real")()
     except Uncapturable:
         raise
@@ -110,6 +110,10 @@ def capture(
         raise Uncapturable(explain(error)) from error
     if reads.refused is not None:  # the model caught it
         raise reads.refused
+    if asked.clock:
+        raise Uncapturable(f"'{asked.clock}' reads the clock, and a graph holds one time")
+    if asked.finder:
+        raise Uncapturable(f"{asked.finder}, and a graph holds what was there first")
     if _generators() != generators:
         raise Uncapturable(f"the model draws from Python's or NumPy's random generator{_line_of_generator(step)}")
     after = Attributes(modules)

@@ -7,20 +7,17 @@ package nothing; other libraries' objects are seen as a whole (`contents.pickled
 
 from __future__ import annotations
 
+import builtins
 import collections
 import contextlib
 import contextvars
-import datetime
-import dis
 import functools
 import gc
 import io
-import itertools
 import logging
 import mmap
 import os
 import sys
-import time
 import types
 import warnings
 import weakref
@@ -61,10 +58,7 @@ CONTAINERS = (list, tuple, set, frozenset, dict, collections.deque)
 #: Of a logger: all other loggers, and where it writes to.
 _OF_ALL_LOGGERS = frozenset({"manager", "parent", "handlers", "_cache"})
 
-#: What says the time, of the modules time and datetime.
-_CLOCKS = frozenset(
-    f"{name}{unit}" for name in ("time", "monotonic", "perf_counter", "process_time", "thread_time") for unit in ("", "_ns")
-) | {"now", "today", "utcnow"}
+_BUILTINS = frozenset(vars(builtins)) | {"_"}  # which a prompt sets
 
 #: Under which label an object holds another: the name of an attribute, or a kind of place and what is there.
 type Label = Hashable
@@ -92,9 +86,10 @@ class Owners:
         return known
 
     def _is_foreign(self, kind: type) -> bool:
-        if kind.__module__ == "__main__" or kind.__module__.partition(".")[0] in self.packages:
+        name = str(kind.__module__)
+        if name == "__main__" or name.partition(".")[0] in self.packages:
             return False
-        module = sys.modules.get(kind.__module__)
+        module = sys.modules.get(name)
         return module is not None and self.foreign_module(module)  # else of code that was run without being imported
 
     def foreign_module(self, module: types.ModuleType) -> bool:
@@ -109,7 +104,7 @@ class Owners:
 
     def of_another_library(self, kind: type) -> bool:
         """Whether a class is neither the user's, nor Python's, nor one whose objects are not looked at."""
-        top = kind.__module__.partition(".")[0]
+        top = str(kind.__module__).partition(".")[0]
         return top not in sys.stdlib_module_names and top not in _CLOSED and self.foreign(kind)
 
     def foreign_function(self, function: types.FunctionType) -> bool:
@@ -168,9 +163,9 @@ def children(value: Any, owners: Owners) -> Held:
     elif what == "object":
         if not owners.foreign(kind):
             yield from _of_object(value)
-        elif kind.__module__.partition(".")[0] in sys.stdlib_module_names:
+        elif str(kind.__module__).partition(".")[0] in sys.stdlib_module_names:
             yield from _of_library(value)
-        elif hasattr(kind, "__next__") or (kind.__module__.startswith(_OPEN) and kind.__name__ != "Trace"):
+        elif hasattr(kind, "__next__") or (str(kind.__module__).startswith(_OPEN) and kind.__name__ != "Trace"):
             yield from dict(dictionary(value)).items()
 
 
@@ -260,34 +255,13 @@ def mentioned(function: types.FunctionType, owners: Owners) -> Iterator[tuple[di
     for key in sorted(names):
         if key in places:
             yield places, key
+        elif key in vars(builtins) and key not in _BUILTINS:  # put there by someone
+            yield vars(builtins), key
         else:
             inner = f"{places.get('__package__')}.{key}"
             yield from ((sys.modules, name) for name in (key, inner) if name in sys.modules)
-    if "environ" in names and any(places.get(key) is os for key in names):
+    if "environ" in names and any(places.get(key, sys.modules.get(key)) is os for key in names):
         yield vars(os), "environ"
-
-
-def reads_the_clock(function: Any, owners: Owners) -> bool:
-    """Whether a function of the user's names what says the time."""
-    if not isinstance(function, types.FunctionType):
-        return False
-    if function.__name__ == "__init__":  # not called by a step
-        return False
-    asked = _asked_of(function.__code__)
-    if any(of == "time" and name in _CLOCKS for of, name in asked if of not in function.__globals__):
-        return True  # imported inside
-    for places, key in mentioned(function, owners):
-        held = places[key]
-        names = {name for of, name in asked if of == key or (held is datetime and of in ("datetime", "date"))}
-        if held is time or held is datetime:
-            if names & _CLOCKS:
-                return True
-        elif isinstance(held, types.BuiltinFunctionType):
-            if held.__module__ == "time" and held.__name__ in _CLOCKS:
-                return True
-        elif isinstance(held, type) and issubclass(held, datetime.date) and names & {"now", "today", "utcnow"}:
-            return True
-    return False
 
 
 def _of_class(value: type, owners: Owners) -> Held:
@@ -376,16 +350,6 @@ def _names(code: types.CodeType) -> frozenset[str]:
     """Names of globals and attributes that code mentions, inner functions included."""
     inner = (_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
     return frozenset(code.co_names).union(*inner)
-
-
-@functools.lru_cache(4096)
-def _asked_of(code: types.CodeType) -> frozenset[tuple[str, str]]:
-    """Names and what code asks them for right there: ("time", "monotonic"); inner functions included."""
-    inner = (_asked_of(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
-    steps = list(dis.get_instructions(code))
-    pairs = itertools.pairwise(steps)
-    asked = ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM")
-    return frozenset((str(a.argval), str(b.argval)) for a, b in pairs if b.opname in asked).union(*inner)
 
 
 def _modules_of(part: Any, depth: int = 0) -> Iterator[str]:

@@ -110,6 +110,65 @@ def test_a_second_fit_leaves_the_answers_of_the_first(compile: bool, registered:
     assert torch.equal(bz.load(tmp_path, model=function(network(), registered)).predict(curve().inputs, n=20).mean, answers)
 
 
+class Centre(PyroModule):
+    """Keeps what it learns in a statement of its own."""
+
+    def forward(self) -> Tensor:
+        return pyro.param("centre", torch.tensor(2.0))
+
+
+def test_statements_of_a_module_that_functions_hold_are_each_fits_own() -> None:
+    centre = Centre()
+
+    def model(y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(centre(), 0.1))
+        with pyro.plate("data", 9):
+            pyro.sample("y", dist.Normal(w, 0.1), obs=y)
+
+    options: dict[str, Any] = {"steps": 200, "progress": False, "compile": False, "optimizer": 0.05}
+    low, high = (bz.data.Data({}, {"y": torch.full((9,), value)}) for value in (-1.0, 1.0))
+    first = bz.fit(model, low, "mean_field", **options)
+
+    def learned(fit: bz.inference.Fit) -> float:
+        with fit.run.owned.active():
+            return float(fit.run.owned.parameters()["param.centre"].detach())
+
+    answers = learned(first)
+    assert answers == pytest.approx(-1.0, abs=0.1)
+    with pytest.warns(UserWarning, match="begin where an earlier fit has left them"):
+        second = bz.fit(model, high, "mean_field", **options)
+    assert learned(second) == pytest.approx(1.0, abs=0.1)
+    assert learned(first) == answers
+
+
+def test_a_builder_may_call_its_guide() -> None:
+    """Its modules are the fit's own: they keep what they have learned when the fit is not active."""
+
+    class Guide(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(2, 1)
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+            pyro.sample("scale", dist.LogNormal(self.net(x).mean(), 0.1))
+
+    def build(model: Any, data: Any) -> Guide:
+        guide = Guide()
+        pyro.poutine.trace(guide).get_trace(**data.bind(model))
+        return guide
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+
+    fit = bz.fit(model, curve(), build, steps=20, restarts=2, progress=False, compile=False)  # type: ignore[arg-type]
+    for run in fit.runs:
+        outside = [p.detach().clone() for p in run.owned.guide.parameters()]
+        with run.owned.active():
+            assert all(torch.equal(a, b) for a, b in zip(outside, run.owned.guide.parameters(), strict=True))
+
+
 def test_a_network_that_pyro_was_not_told_of_is_named() -> None:
     with pytest.warns(UserWarning, match=r"a Linear that a plain function calls stays as it is.* add pyro.module") as caught:
         bz.fit(function(network(), registered=False), curve(), "mean_field", steps=3, progress=False, compile=False)
