@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import linecache
 import re
 import sys
 import sysconfig
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyro
@@ -60,6 +62,21 @@ def asked_by_the_user() -> bool:
             return False
         frame = frame.f_back  # type: ignore[assignment]
     return False
+
+
+@contextlib.contextmanager
+def own_words() -> Iterator[None]:
+    """Inside, sentences of this package come out as they were written: Pyro adds a table of shapes to what is raised in a trace."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        first: BaseException = error
+        while "Trace Shapes:" in str(first) and first.__cause__ is not None:
+            first = first.__cause__
+        raised = traceback.extract_tb(first.__traceback__)
+        if first is not error and raised and raised[-1].filename.startswith((_FRONT, _OWN_GUIDES)):
+            raise first from None
+        raise
 
 
 def explain(error: Exception) -> str:

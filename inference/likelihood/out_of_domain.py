@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -60,9 +61,10 @@ class Strangeness:
         Raises:
             ValueError: there are fewer.
         """
-        if isinstance(group, bool) or not isinstance(group, int) or not 1 <= group <= len(self.log_p):
+        if isinstance(group, bool) or not isinstance(group, Integral) or not 1 <= group <= len(self.log_p):
             raise ValueError(f"group is a number of observations from 1 to {len(self.log_p)}, got {group!r}")
-        means = self.log_p[: len(self.log_p) // group * group].reshape(-1, group).mean(1)
+        size = int(group)
+        means = self.log_p[: len(self.log_p) // size * size].reshape(-1, size).mean(1)
         return (means - self.typical).abs()
 
     def auroc(self, strangers: Strangeness) -> dict[str, float]:
@@ -80,7 +82,7 @@ def out_of_domain(fit: Any, data: Any, k: int = 300, *, typical: float | None = 
     if typical is None:
         rows = torch.linspace(0, len(fit.data) - 1, min(TYPICAL, len(fit.data))).round().long().unique()
         typical = log_marginal(fit, k=k, seed=seed, k_hat=False, rows=rows).mean
-    elif isinstance(typical, bool) or not isinstance(typical, int | float) or not math.isfinite(typical):
+    elif isinstance(typical, bool) or not isinstance(typical, Real) or not math.isfinite(typical):
         raise ValueError(f"typical is the mean log p(x) of training data in nats, got {typical!r}")
     log_p = log_marginal(fit, None if data is fit.data else data, k, seed=seed, k_hat=False).values
     data = fit.data if data is None or data is fit.data else local_data(fit, data)

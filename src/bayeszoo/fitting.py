@@ -15,6 +15,7 @@ from . import guides, inference
 from .catalog import entry_of
 from .inference.draws import check_seed
 from .inference.engine.interrupts import import_whole
+from .inference.engine.places import own_words
 from .inference.engine.turns import in_turn
 from .inference.target.program import check_data, describe
 
@@ -126,13 +127,14 @@ def fit(
 
     elif options:
         raise ValueError("guide_options are for a family's name; give them to the builder or guide yourself")
-    return inference.fit(
-        model, data, builder, guide_name=name, loss=loss, optimizer=optimizer, steps=steps, epochs=epochs,
-        batch_size=batch_size, num_particles=num_particles, estimator=estimator, schedule=schedule, clip_norm=clip_norm,
-        kl_weight=kl_weight, free_bits=free_bits, restarts=restarts, seed=seed,
-        discrete=discrete, device=device, dtype=dtype, validation=validation, callbacks=callbacks, progress=progress,
-        compile=compile, guide_options=options,
-    )  # fmt: skip
+    with own_words():
+        return inference.fit(
+            model, data, builder, guide_name=name, loss=loss, optimizer=optimizer, steps=steps, epochs=epochs,
+            batch_size=batch_size, num_particles=num_particles, estimator=estimator, schedule=schedule, clip_norm=clip_norm,
+            kl_weight=kl_weight, free_bits=free_bits, restarts=restarts, seed=seed,
+            discrete=discrete, device=device, dtype=dtype, validation=validation, callbacks=callbacks, progress=progress,
+            compile=compile, guide_options=options,
+        )  # fmt: skip
 
 
 def in_precision(model: Callable[..., Any], data: Any) -> Callable[..., Any]:

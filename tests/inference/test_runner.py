@@ -332,6 +332,18 @@ class _Scored(dist.Normal):
     has_rsample = False
 
 
+def test_what_a_guide_says_in_a_trace_is_one_sentence() -> None:
+    def model(x: Tensor, y: Tensor | None = None, num_data: int | None = None, index: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", num_data or len(x), subsample=index):
+            pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(w * x, 1.0)), 1.0), obs=y)
+
+    data = bz.data.Data({"x": torch.ones(30)}, torch.ones(30))
+    with pytest.raises(ValueError, match=r"is one joint density .* or leave out batch_size$") as caught:
+        bz.fit(model, data, "full_rank", batch_size=10, steps=2, progress=False)
+    assert "\n" not in str(caught.value)
+
+
 def test_reinforce_of_minibatched_local_latents_is_scaled_once() -> None:
     def model(x: Any = None, *, num_data: Any = None, index: Any = None) -> None:
         with pyro.plate("data", num_data or len(x), subsample=index, dim=-1):

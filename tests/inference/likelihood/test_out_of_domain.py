@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,7 +29,7 @@ def test_scores_by_hand() -> None:
     assert found.complexity is not None
     assert found.complexity.tolist() == [5.0, 24.0, 13.0, 10.0]
     assert found.typicality.tolist() == [9.0, 11.0, 1.0, 1.0]
-    assert found.typicality_of(2).tolist() == [1.0, 0.0]
+    assert found.typicality_of(np.int64(2)).tolist() == [1.0, 0.0]
     assert found.typicality_of(3).tolist() == [1.0]
     other = Strangeness(torch.tensor([-40.0]), torch.tensor([30.0]), -19.0)
     assert found.auroc(other) == {"likelihood": 1.0, "complexity": 0.25 + 0.125, "typicality": 1.0}
@@ -51,7 +52,7 @@ def test_strangers_are_told_and_the_too_probable_by_typicality_alone(fit: bz.inf
 
 def test_lengths_are_those_of_the_packed_levels(fit: bz.inference.Fit) -> None:
     x = fit.data.observed[:3]
-    found = fit.out_of_domain(x, k=5, typical=0.0)
+    found = fit.out_of_domain(x, k=5, typical=np.float32(0.0))
     assert found.lengths is not None
     expected = [8 * math.log(2) * len(zlib.compress(row.to(torch.uint8).numpy().tobytes(), 9)) for row in x]
     assert found.lengths.tolist() == pytest.approx(expected)
