@@ -18,7 +18,7 @@ import pytest
 import test_contract as contract
 import torch
 from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 from two_engines import assert_same, fit_slope, parameters, slope
 
 import bayeszoo as bz
@@ -588,3 +588,34 @@ def test_recurrent_layers_in_single_precision(uncompiled: None) -> None:
     fits = [bz.fit(model, data, "mean_field", steps=30, progress=False, compile=c) for c in (False, True)]
     assert fits[1].engine == "compiled"
     assert fits[1].losses == pytest.approx(fits[0].losses, rel=1e-4)
+
+
+class Classes(nn.Module):
+    """Has an effect for each class; `late` of its classes come from a count of its steps."""
+
+    def __init__(self, late: bool = False) -> None:
+        super().__init__()
+        self.late = late
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, c: Tensor, y: Tensor | None = None, num_data: int | None = None, index: Tensor | None = None) -> None:
+        self.steps.add_(1)
+        effects = pyro.sample("effects", dist.Normal(0.0, torch.ones(4, dtype=torch.float64)).to_event(1))
+        labels = c + 4 * (self.steps > 10**6).long() if self.late else c
+        with pyro.plate("data", num_data or len(c), subsample=index):
+            mean = nn.functional.one_hot(labels, num_classes=4).double() @ effects
+            pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_classes_of_the_data_may_be_one_hot(batch_size: int | None, uncompiled: None) -> None:
+    """Torch reads whether a class is out of range; of the data the model has seen all before, of what moves it has not."""
+    generator = torch.Generator().manual_seed(0)
+    c = torch.randint(4, (40,), generator=generator)
+    data = bz.data.Data({"c": c}, c + 0.5 * torch.randn(40, generator=generator, dtype=torch.float64))
+    options: dict[str, Any] = {"steps": 30, "batch_size": batch_size, "progress": False}
+    fits = [bz.fit(Classes(), data, "mean_field", compile=compile, **options) for compile in (False, True)]
+    assert fits[1].engine == "compiled"
+    assert fits[1].losses == pytest.approx(fits[0].losses, rel=1e-10)
+    with pytest.raises(ValueError, match=r"a value is read from a tensor .*one_hot"):
+        bz.fit(Classes(late=True), data, "mean_field", compile=True, **options)
