@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 from torch.nn import functional as F
 
-from ..inference.target.program import DATA_PLATE, BoundData, Site, describe
+from ..inference.engine.places import is_zoo
+from ..inference.target.program import DATA_PLATE, BoundData, Site, describe, row_tensors
 from .continuous import is_real, normal_in
 from .flow import identity_flow
 from .own_draws import OwnDraws
@@ -166,6 +167,10 @@ class Amortized(LocalPosterior):
         out: Tensor = self.head(self.features(values))
         return out
 
+    def given(self, values: Mapping[str, Any]) -> Tensor | None:
+        """What a body of the user's says of these observations, who may have it look across them; None if the body is ours."""
+        return self.features(values) if self.features.given else None
+
 
 class AmortizedFullRank(Amortized):
     """A multivariate normal for each observation, mean and factor from a network; options as `amortized`."""
@@ -281,22 +286,23 @@ def feature_count(network: Any, seen: Tensor, names: Sequence[str]) -> int:
 
 
 class Features(nn.Module):
-    """What an inference network sees of each observation: inputs and observed values, through a body of hidden layers."""
+    """What an inference network sees of each observation: inputs and observed values, through a body of hidden layers.
+
+    Attributes:
+        given: whether the body is a user's, who may have it look across the rows.
+    """
 
     center: Tensor
     scale: Tensor
 
     def __init__(self, model: Callable[..., Any], data: BoundData, network: nn.Module | None, hidden: Sequence[int]) -> None:
         super().__init__()
-        rows = {
-            name: value
-            for name, value in data.bind(model).items()
-            if isinstance(value, Tensor) and value.dim() >= 1 and len(value) == len(data) and name != "index"
-        }
+        rows = row_tensors(model, data)
         if not rows:
             raise ValueError("an inference network needs something to look at, and these data have no tensor with a row each")
         self.names = list(rows)
         own = getattr(model, "inference_network", None)
+        given = network is not None or (own is not None and not is_zoo(model))
         if network is None and own is not None:
             network = own()
         self.pictures = network is not None
@@ -306,6 +312,7 @@ class Features(nn.Module):
             for a, b in itertools.pairwise(widths):
                 network.extend([nn.Linear(a, b), nn.ReLU()])
         self.network = network
+        self.given = given
         seen = self._seen({name: value.to(torch.get_default_dtype()) for name, value in rows.items()})
         # One scale for all, so that a pixel which is nearly always black does not shout.
         self.register_buffer("center", seen.mean(0))

@@ -11,7 +11,7 @@ Lecture: "Bayesian Generative Models".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -64,6 +64,7 @@ class SemiSupervised(PyroModule):
         x = bound["x"].to(torch.get_default_dtype())
         # Two bodies, as in the paper: what tells classes apart is not what tells styles apart.
         self.body = model.inference_network()
+        self.foreign = network is not None
         self.class_body = model.inference_network() if network is None else network
         self.register_buffer("center", x.mean(0))
         self.register_buffer("scale", (x - x.mean(0)).square().mean().sqrt().clamp_min(1e-6))
@@ -97,6 +98,10 @@ class SemiSupervised(PyroModule):
     def probs(self, name: str = "c", *, x: Tensor, **others: Any) -> Tensor:
         """Return q(c | x) of pictures, `(N, K)`, whatever else is given of them."""
         return torch.softmax(self.classifier(self.class_body(self._seen(x))), -1)
+
+    def given(self, values: Mapping[str, Any]) -> Tensor | None:
+        """What a body of the user's says of these pictures, who may have it look across them; None if it is the model's own kind."""
+        return self.class_body(self._seen(values["x"])) if self.foreign else None
 
     def _classification(self, logits: Tensor, y: Tensor, size: int) -> Tensor:
         """What is maximised beside the bound: log q(c | x) of known labels, in nats of the whole data set of `size` pictures."""

@@ -16,6 +16,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from .engine.owned import Owned
+from .engine.places import is_family
 from .target.density import site_factor
 from .target.program import DATA_PLATE, Fix, Program, sample_sites
 
@@ -36,10 +37,10 @@ def asked(owned: Owned, program: Program, data: Any) -> Asked:
         data: the training data.
     """
     guide = owned.guide
-    if getattr(guide, "family", ""):
+    if is_family(guide):
         if getattr(guide, "amortized", not hasattr(guide, "space")):
-            return "alone"
-        by_number = hasattr(guide, "select") or getattr(guide, "factorized", False)
+            return "alone" if _by_rows(owned, data) else "all"
+        by_number = has_table(guide) or getattr(guide, "factorized", False)
         return "number" if by_number and takes_numbers(owned.model) else "all"
     with owned.active(0), torch.no_grad():
         tried = torch.linspace(0, len(data) - 1, min(len(data), _TRIED)).round().long().unique()
@@ -62,6 +63,29 @@ def asked(owned: Owned, program: Program, data: Any) -> Asked:
     return "all"
 
 
+def _by_rows(owned: Owned, data: Any) -> bool:
+    """Whether a body of the user's in a family of ours says the same of an observation whatever stands beside it."""
+    guide = getattr(owned.guide, "continuous", owned.guide)
+    if not hasattr(guide, "given"):
+        return True
+    with owned.active(0), torch.no_grad():
+        rows = torch.linspace(0, len(data) - 1, min(len(data), _TRIED)).round().long().unique()
+        whole = guide.given(data.select(rows).bind(owned.model))
+        if whole is None:
+            return True
+        share = (1e-3 if whole.dtype == torch.float32 else 1e-7) * float(whole.abs().max())
+        try:
+            alone = [guide.given(data.select(row[None]).bind(owned.model)) for row in rows]
+        except (RuntimeError, ValueError):  # batch norm with statistics of its batch takes no single one
+            return False
+        return bool(((torch.cat(alone) - whole).abs() <= share).all())
+
+
+def has_table(guide: Any) -> bool:
+    """Whether a guide can be cut to some rows of the training data, `guide.select(rows)`."""
+    return is_family(guide) and hasattr(guide, "select")
+
+
 def takes_numbers(model: Any) -> bool:
     """Whether a model takes the numbers of the rows that it is called with."""
     return not lacking_numbers(model)
@@ -79,12 +103,17 @@ def knows_training_rows_alone(how: Asked, program: Program) -> bool:
     return bool(program.local) and how != "alone"
 
 
-def refuse_other_rows(guide: Any, how: Asked, program: Program) -> None:
+def refuse_other_rows(guide: Any, how: Asked, program: Program, called: str = "the data") -> None:
     """Raises ValueError where a guide, asked about observations that it was not fitted to, would answer with those that it was."""
     if knows_training_rows_alone(how, program):
         name = getattr(guide, "family", "") or getattr(guide, "__name__", type(guide).__name__)
+        if is_family(guide) and getattr(guide, "amortized", False):
+            raise ValueError(
+                f"the network of guide '{name}' looks across observations, so it says nothing of others; leave out {called}, or give one that "
+                "looks at each by itself"
+            )
         raise ValueError(
-            f"guide '{name}' knows the observations of the training data alone; leave out the data, or fit with guide='amortized'"
+            f"guide '{name}' knows the observations of the training data alone; leave out {called}, or fit with guide='amortized'"
         )
 
 
@@ -111,37 +140,45 @@ def _follows(
         if not places:
             return True
 
-        def densities(kwargs: Mapping[str, Any], rows: int) -> dict[str, Tensor]:
-            """Of every local latent at one value, (rows,) log q."""
-            zeros = torch.zeros(rows, dtype=torch.long, device=owned.device)
-            values = {n: s["value"].index_select(places[n], zeros) if n in places else s["value"] for n, s in sites.items()}
+        def densities(kwargs: Mapping[str, Any], at: Tensor) -> dict[str, Tensor]:
+            """Of every local latent, (rows,) log q of values that some rows drew."""
+            values = {n: s["value"].index_select(places[n], at) if n in places else s["value"] for n, s in sites.items()}
             with Fix(values):
                 trace = poutine.trace(owned.guide).get_trace(**kwargs)
             return {name: site_factor(name, trace.nodes[name]).rows for name in places}
 
-        whole = densities(kwargs, next(iter(sites[n]["value"].shape[p] for n, p in places.items())))
-        everywhere = None if among is None else densities(among[0], among[1])
-        for name, log_q in whole.items():
+        rows = next(iter(sites[n]["value"].shape[p] for n, p in places.items()))
+        each = torch.arange(rows, device=owned.device)
+        whole = densities(kwargs, torch.zeros_like(each))
+        tried: set[tuple[int, ...]] = {(row,) for row in torch.linspace(0, rows - 1, min(rows, _TRIED)).round().long().tolist()}
+        for log_q in whole.values():
             most, least = int(log_q.argmax()), int(log_q.argmin())
-            apart = log_q[most] - log_q[least]
-            if not bool(apart > _APART):
+            if not bool(log_q[most] - log_q[least] > _APART):
                 return False  # which rows it answers for cannot be seen
-            for rows in ((most, least), (least, most), (most,), (least,)):
-                index = torch.tensor(rows)
-                if not _same(log_q[index], densities(part(index), len(rows))[name], apart):
+            tried |= {(most, least), (least, most), (most,), (least,)}
+        # At one row's value, which tells the rows apart, and at each row's own, where a narrow q shows what moves it.
+        for at in (torch.zeros_like(each), each):
+            whole = densities(kwargs, at)
+            for some in sorted(tried):
+                index = torch.tensor(some)
+                found = densities(part(index), at[index.to(at.device)])
+                if not all(_same(log_q[index], found[name]) for name, log_q in whole.items()):
                     return False
-            if among is not None and everywhere is not None and not _same(log_q, everywhere[name][among[2]], apart):
-                return False
+            if among is not None:
+                among_all = torch.zeros(among[1], dtype=torch.long, device=owned.device)
+                among_all[among[2]] = at
+                everywhere = densities(among[0], among_all)
+                if not all(_same(log_q, everywhere[name][among[2]]) for name, log_q in whole.items()):
+                    return False
     except Exception:  # of a guide that takes no other rows than those it was fitted to
         return False
     return True
 
 
-def _same(a: Tensor, b: Tensor, apart: Tensor) -> bool:
-    """Whether densities are equal, to a small share of how far those of two rows lie apart, and to rounding."""
-    share = 1e-2 * apart if bool(apart.isfinite()) else torch.zeros_like(apart)
-    near = (a - b).abs() <= share + 1e-6 * a.abs() + 1e-6
-    return bool((near | (a == b)).all())
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether densities are equal, to rounding: a mean that rounds differently by 1e-6 moves the density of what lies z sds away by z / sd times that."""
+    share, least = (1e-5, 1e-3) if a.dtype == torch.float32 else (1e-10, 1e-9)
+    return bool((((a - b).abs() <= share * a.abs() + least) | (a == b)).all())
 
 
 def _place(site: Any) -> int:

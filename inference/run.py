@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from .asked_rows import Asked, asked
+from .asked_rows import Asked, asked, has_table
 from .diagnosis.psis import smooth
 from .diagnosis.selfcheck import contradiction, widening
 from .draws import Draws, chunk_size, draw
 from .engine.owned import Owned
+from .engine.places import is_family
 from .engine.training import History
 from .estimators.objective import Objective
 from .target.density import EachDraw
@@ -49,6 +50,7 @@ class Run:
     def __post_init__(self) -> None:
         # Dropout and batch norm in networks of the user's own: they have been trained, and are asked from here on.
         self.owned.eval()
+        self.owned.borrowed.looks = False
 
     @property
     def point(self) -> bool:
@@ -66,7 +68,7 @@ class Run:
 
         All latents belong to single ones, and the guide has a q for each that it can be asked for alone.
         """
-        return self.program.all_local and (hasattr(self.owned.guide, "select") or self.asked(data) == "alone")
+        return self.program.all_local and (has_table(self.owned.guide) or self.asked(data) == "alone")
 
     def asked(self, data: Any) -> Asked:
         """How the guide may be asked about a part of the observations; of the training data."""
@@ -80,7 +82,7 @@ class Run:
 
         A guide that is not one of ours may draw what depends on all rows.
         """
-        whole = whole or not getattr(self.owned.guide, "family", "")
+        whole = whole or not is_family(self.owned.guide)
         size = torch.finfo(self.owned.dtype).bits // 8
         return RowParts(self.owned.model, data, len(data)) if whole else row_parts(self.program, self.owned.model, data, size)
 

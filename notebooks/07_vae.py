@@ -461,7 +461,7 @@ _ = ax.legend(frameon=False, fontsize=8)
 # gap a better model: full rank has the smallest gap here and the lowest $\log p(x)$, its network having more numbers to learn
 # in a thousand steps. One seed each: a few tenths are no ranking.
 #
-# Importance weighting has the best model, by some two nats, and the worst ELBO. It does not ask $q$ to be near the
+# Importance weighting has the best model, by 1.6 nats or more, and the worst ELBO. It does not ask $q$ to be near the
 # posterior, only to put draws where they are needed, so both gaps grow: they measure a bound that it was not trained for. Each
 # step is several times the work: ten draws in place of one.
 #

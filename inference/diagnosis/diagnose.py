@@ -55,7 +55,7 @@ def diagnose(fit: Fit, reference: Any = None, n: int = 1000, held_out: Any = Non
     if fit.program.all_local and (fit.program.num_local > FEW_LOCAL or fit.run.one_by_one(fit.data)):
         return diagnose_observations(fit, n, held_out, chosen)
     if held_out is not None and fit.program.all_local:
-        refuse_other_rows(fit.guide, fit.run.asked(fit.data), fit.program)
+        refuse_other_rows(fit.guide, fit.run.asked(fit.data), fit.program, "held_out")
     doubts: list[str] = []
     notes: list[str] = []
     history = fit.run.history

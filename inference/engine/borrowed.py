@@ -8,96 +8,127 @@ it; `give` leaves the trained ones in their place, as everybody expects of modul
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pyro import primitives
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
+#: What `pyro.module` runs.
+_MODULE = primitives.module.__code__
+
 #: What fits have left in the parameters of their users, by a sum that tells whether it is still there.
 _left: Any = WeakTensorKeyDictionary()
 
 
+@dataclass
+class _Theirs:
+    """What modules had before a fit lent them its own."""
+
+    contents: Any = field(default_factory=WeakTensorKeyDictionary)
+    grads: Any = field(default_factory=WeakTensorKeyDictionary)
+    buffers: Any = field(default_factory=WeakIdKeyDictionary)
+    modes: Any = field(default_factory=WeakIdKeyDictionary)
+
+
+#: Whose values modules have now, the innermost last: a callback may ask another fit, or make one.
+_lending: list[Borrowed] = []
+
+
 class Borrowed:
-    """The modules that functions call, found as they are called.
+    """The modules that functions call or register, found as they do.
 
     Attributes:
         continued: the kind of the first module whose parameters begin where an earlier fit left them.
+        looks: whether modules that are registered without being called are looked for; not while a fit is trained.
         own_called: modules of the fit's own copies that were called, by id.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device, is_own: Callable[[nn.Module], bool]) -> None:
         self.dtype, self.device, self.is_own = dtype, device, is_own
-        self.continued = ""
+        self.continued, self.looks = "", True
         self.own_called: dict[int, nn.Module] = {}
         self._contents: Any = WeakTensorKeyDictionary()  # of parameters
         self._buffers: Any = WeakIdKeyDictionary()  # of modules, by name
         self._modes: Any = WeakIdKeyDictionary()  # of modules
-        self._theirs: tuple[Any, Any, Any] | None = None
+        self._theirs: _Theirs | None = None
         self._thread = 0
 
     def __contains__(self, part: object) -> bool:
         return part in (self._modes if isinstance(part, nn.Module) else self._contents)
 
     @contextlib.contextmanager
-    def lent(self) -> Iterator[None]:
-        """Inside, what was found has the values of this fit, and what else is called is found."""
-        self._theirs = WeakTensorKeyDictionary(), WeakIdKeyDictionary(), WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
-        tensors, buffers, modes = self._theirs
+    def lent(self, parts: Iterable[Any] = ()) -> Iterator[None]:
+        """Inside, what was found has the values of this fit, and what else is called is found.
+
+        Args:
+            parts: model and guide; the module of a method is found before it is called.
+        """
+        theirs = self._theirs = _Theirs()
         self._thread = threading.get_ident()
         for tensor, content in list(self._contents.items()):
-            tensors[tensor], tensor.data = tensor.data, content
+            theirs.grads[tensor], tensor.grad = tensor.grad, None
+            theirs.contents[tensor], tensor.data = tensor.data, content
         for module, mode in list(self._modes.items()):
-            modes[module], module.training = module.training, mode
-            buffers[module] = _put(module, self._buffers[module])
+            theirs.modes[module], module.training = module.training, mode
+            theirs.buffers[module] = _put(module, self._buffers[module])
         hook = nn.modules.module.register_module_forward_pre_hook(lambda module, _: self._called(module))
+        _lending.append(self)
         try:
-            yield
+            for part in parts:
+                holder = getattr(_unwrapped(part), "__self__", None)
+                if isinstance(holder, nn.Module) and holder not in self._modes:
+                    self.take(holder)
+            with _Registered(self) if self.looks else contextlib.nullcontext():
+                yield
         finally:
+            _lending.remove(self)
             hook.remove()
-            for tensor, content in list(tensors.items()):
+            for tensor, content in list(theirs.contents.items()):
+                tensor.grad = None
                 self._contents[tensor], tensor.data = tensor.data, content
-            for module, mode in list(modes.items()):
+                tensor.grad = theirs.grads.get(tensor)
+            for module, mode in list(theirs.modes.items()):
                 module.training = mode
-                self._buffers[module] = _put(module, buffers[module])
+                self._buffers[module] = _put(module, theirs.buffers[module])
             self._theirs = None
 
     def _called(self, module: nn.Module) -> None:
-        if id(module) in self.own_called or module in self._modes:
+        # By a model or a guide of this fit: data sets call modules, too, and a callback may have a fit of its own.
+        ours = bool(_PYRO_STACK) and threading.get_ident() == self._thread and _lending[-1] is self
+        if not ours or id(module) in self.own_called or module in self._modes:
             return
-        calls = (
-            bool(_PYRO_STACK) and threading.get_ident() == self._thread
-        )  # as a model or a guide does; data sets call modules, too
-        if calls and self.is_own(module):
+        if self.is_own(module):
             self.own_called[id(module)] = module
-        elif calls and not _inside_transform():
+        elif not _inside_transform():
             self.take(module)
 
     def take(self, module: nn.Module) -> None:
         """From now on this fit has values of its own of a module, and of all inside it; while `lent`."""
         assert self._theirs is not None
-        _, buffers, modes = self._theirs
         parts = [part for part in module.modules() if part not in self._modes]
         tensors = [t for part in parts for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
         if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
             return  # until its first call has said how large they are
         copies: dict[int, Tensor] = {}
         for part in parts:
-            for parameter in part._parameters.values():
-                if parameter is not None:
-                    self.take_tensor(parameter, type(module).__name__)
-            self._modes[part] = modes[part] = part.training
+            for tensor in _held(part):
+                self.take_tensor(tensor, type(module).__name__)
+            self._modes[part] = self._theirs.modes[part] = part.training
             self._buffers[part] = {}
-            if not isinstance(part, torch.jit.ScriptModule):
-                own = {k: copies.setdefault(id(b), self._copied(b)) for k, b in part._buffers.items() if b is not None}
-                buffers[part] = _put(part, own)
-            else:
-                buffers[part] = {}
+            named = {} if isinstance(part, torch.jit.ScriptModule) else part._buffers
+            own = {k: copies.setdefault(id(b), self._copied(b)) for k, b in named.items() if b is not None}
+            self._theirs.buffers[part] = _put(part, own)
 
     def take_tensor(self, tensor: Tensor, kind: str = "") -> None:
         """The same of a single parameter."""
@@ -106,7 +137,8 @@ class Borrowed:
             return
         if not self.continued and tensor in _left and _left[tensor] == _sum(tensor):
             self.continued = kind
-        self._theirs[0][tensor] = tensor.data
+        self._theirs.grads[tensor], tensor.grad = tensor.grad, None
+        self._theirs.contents[tensor] = tensor.data
         self._contents[tensor] = tensor.data = self._copied(tensor)
 
     def _copied(self, tensor: Tensor) -> Tensor:
@@ -117,12 +149,11 @@ class Borrowed:
         """Forgets what turned out to be this fit's own: it keeps the values that it has."""
         assert self._theirs is not None
         for part in module.modules():
-            for store in (self._modes, self._buffers, *self._theirs[1:]):
+            for store in (self._modes, self._buffers, self._theirs.modes, self._theirs.buffers):
                 store.pop(part, None)
-            for parameter in part._parameters.values():
-                if parameter is not None:
-                    self._contents.pop(parameter, None)
-                    self._theirs[0].pop(parameter, None)
+            for tensor in _held(part):
+                self._contents.pop(tensor, None)
+                self._theirs.contents.pop(tensor, None)
 
     def eval(self) -> None:
         """From now on the modules are in evaluation mode while they are lent, dropout and batch norm too."""
@@ -147,6 +178,10 @@ class Borrowed:
         found = [buffers for module in list(self._modes) if (buffers := dict(module.named_buffers(recurse=False)))]
         return {f"buffer.{k}.{name}": buffer for k, buffers in enumerate(found) for name, buffer in buffers.items()}
 
+    def buffers(self) -> list[Tensor]:
+        """The same without names."""
+        return list(self.named_buffers().values())
+
     @contextlib.contextmanager
     def unmoved(self) -> Iterator[None]:
         """Inside, calls leave the buffers as they were: batch norm counts and averages what it sees; while `lent`."""
@@ -157,25 +192,62 @@ class Borrowed:
             present[name].copy_(value)
 
     def give(self) -> None:
-        """Leaves the values of this fit in the modules of its user, in their precision and on their device; when not `lent`."""
+        """Leaves the values of this fit in the modules of its user, in their precision and on their device; when not `lent`.
+
+        A fit inside another's callback leaves them with the user, and not with the fit that the modules are lent to meanwhile.
+        """
+        outer = [other._theirs for other in _lending if other._theirs is not None]
         for tensor, content in list(self._contents.items()):
-            before = _sum(tensor)
-            tensor.data.copy_(content)
-            if _sum(tensor) != before:
-                _left[tensor] = _sum(tensor)
+            present = next((theirs.contents[tensor] for theirs in outer if tensor in theirs.contents), tensor.data)
+            before = _sum(present)
+            present.copy_(content)
+            if tensor.requires_grad and _sum(present) != before:
+                _left[tensor] = _sum(present)
         for module, own in list(self._buffers.items()):
+            places = next((theirs.buffers[module] for theirs in outer if module in theirs.buffers), module._buffers)
             for name, content in own.items():
-                theirs = module._buffers.get(name)
-                if theirs is not None and theirs.shape == content.shape:
-                    theirs.detach().copy_(content)
+                if places.get(name) is not None and places[name].shape == content.shape:
+                    places[name].detach().copy_(content)
                 else:
-                    module._buffers[name] = content.clone()
+                    places[name] = content.clone()
+
+
+class _Registered(Messenger):
+    """Finds modules that are registered without being called: their methods are, or their weights alone."""
+
+    def __init__(self, borrowed: Borrowed) -> None:
+        super().__init__()
+        self.borrowed = borrowed
+
+    def _pyro_param(self, msg: Any) -> None:
+        leaf = next((given for given in msg["args"] if isinstance(given, Tensor)), None)
+        if not isinstance(leaf, nn.Parameter) or leaf in self.borrowed or _lending[-1] is not self.borrowed:
+            return
+        frame: Any = sys._getframe(1)
+        while frame is not None and frame.f_code is not _MODULE:
+            frame = frame.f_back
+        module = frame.f_locals.get("nn_module") if frame is not None else None
+        if isinstance(module, nn.Module) and not _inside_transform() and not self.borrowed.is_own(module):
+            self.borrowed.take(module)
+
+
+def _unwrapped(part: Any) -> Any:
+    while isinstance(part, functools.partial):
+        part = part.func
+    return part
+
+
+def _held(module: nn.Module) -> list[Tensor]:
+    """The tensors of one module that stay what they are and change their content."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return [p for p in module._parameters.values() if p is not None]
 
 
 def _put(module: nn.Module, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
     """Exchanges buffers of a module; returns all that it had."""
     if isinstance(module, torch.jit.ScriptModule):
-        return {}
+        return {}  # they change their content, as parameters do
     before = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
     module._buffers.update(buffers)
     return before

@@ -112,10 +112,8 @@ def capture(
         raise Uncapturable(explain(error)) from error
     if reads.refused is not None:  # the model caught it
         raise reads.refused
-    if asked.clock:
-        raise Uncapturable(f"'{asked.clock}' reads the clock, and a graph holds one time")
-    if asked.finder:
-        raise Uncapturable(f"{asked.finder}, and a graph holds what was there first")
+    if asked.refused:
+        raise Uncapturable(asked.refused)
     if _generators() != generators:
         raise Uncapturable(f"the model draws from Python's or NumPy's random generator{_line_of_generator(step)}")
     after = Attributes(modules)

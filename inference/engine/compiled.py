@@ -59,11 +59,15 @@ class Compiler:
 
     `auto` decides from the steps done and to come and the size of the step alone, never from the clock, so the same seed gives
     the same losses.
+
+    Attributes:
+        held: buffers of modules that functions hold.
     """
 
     mode: Mode
     modules: Sequence[Any]
     streamed: bool = False
+    held: Callable[[], Sequence[Tensor]] = tuple
     seconds: float = 0.0
     settled: bool = False
     _nodes: int = field(default=0, init=False)
@@ -104,7 +108,7 @@ class Compiler:
         if _has_hooks(loop.optimizer):
             raise Uncapturable("the optimiser has hooks, or a step of its own, whose Python a graph would not run")
         try:
-            step = Step(loop, self.modules, self.streamed)
+            step = Step(loop, self.modules, self.streamed, self.held())
             with prepared(loop.leaves[0].device), kept_generators():
                 with kept_attributes(self.modules) as moving:
                     if moving and self.mode == "auto":
@@ -170,7 +174,7 @@ def _kept_values(tensors: Sequence[Tensor]) -> Iterator[None]:
 class Step:
     """The traceable step of a loop on row 0 of its tables, and everything that it updates."""
 
-    def __init__(self, loop: Loop, modules: Sequence[Any], streamed: bool) -> None:
+    def __init__(self, loop: Loop, modules: Sequence[Any], streamed: bool, held: Sequence[Tensor] = ()) -> None:
         self.loop, self.modules = loop, modules
         self.row: StepInputs = loop.tables.rows[0]
         device = loop.leaves[0].device
@@ -189,7 +193,7 @@ class Step:
         if device.type == "cuda":
             for group in loop.optimizer.param_groups:
                 group.update({"capturable": True} if "capturable" in group else {})
-        buffers = [b for m in modules if isinstance(m, nn.Module) for b in m.buffers()]
+        buffers = [*held, *(b for m in modules if isinstance(m, nn.Module) for b in m.buffers())]
         states = [v for s in loop.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
         sums = loop.tail.sums if loop.tail is not None else []
         #: What a step may change, each tensor once.

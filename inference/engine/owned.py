@@ -119,8 +119,14 @@ class Owned:
             self._entered = True
             stack.callback(setattr, self, "_entered", False)
             if not (isinstance(self.model, nn.Module) and isinstance(self.guide, nn.Module)):
-                stack.enter_context(self.borrowed.lent())
+                stack.enter_context(self.borrowed.lent((self.model, self.guide)))
             yield
+
+    def beside(self, guide: Any) -> Owned:
+        """The same with another guide, and the same modules of functions."""
+        other = Owned(self.model, guide, self.dtype, self.device, self.store, self.reached, self.copied)
+        other.borrowed = self.borrowed
+        return other
 
     def _modules(self) -> Iterator[nn.Module]:
         for part in (self.model, self.guide):

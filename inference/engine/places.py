@@ -11,6 +11,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
@@ -33,6 +34,16 @@ def is_library(filename: str) -> bool:
         return True
     installed = _INSTALLED.findall(path)
     return path.startswith((*_LIBRARIES, _OWN_GUIDES)) or (bool(installed) and installed[-1] != "bayeszoo")
+
+
+def is_family(guide: Any) -> bool:
+    """Whether a guide is of one of this package's families, which keep what they say of themselves; names anyone may give."""
+    return type(guide).__module__.startswith(f"{__name__.partition('.')[0]}.guides.")
+
+
+def is_zoo(model: Any) -> bool:
+    """Whether a model is one of this package's."""
+    return type(model).__module__.startswith(f"{__name__.partition('.')[0]}.models.")
 
 
 def place(filename: str, line: int | None) -> str:

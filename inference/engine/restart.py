@@ -31,6 +31,7 @@ from .guide_start import start_guide
 from .interrupts import heard_between_steps
 from .noise import kept_generators
 from .owned import Owned
+from .places import is_family
 from .progress import progress_callback
 from .schedule import SCHEDULES, Schedule, checked, constant, cosine, run_automatic, run_fixed
 from .tables import Tables
@@ -93,7 +94,7 @@ class Restart:
         self.some = self._some()
         owned.collect(self.some)
         self.history = History()
-        self.compiler = Compiler(wishes.compile, (owned.model, owned.guide), self.streamed)
+        self.compiler = Compiler(wishes.compile, (owned.model, owned.guide), self.streamed, owned.borrowed.buffers)
         self.partial: Run | None = None
         self.interrupted = False
         self.loop: Loop | None = None
@@ -104,7 +105,7 @@ class Restart:
         """What to call guide and model with to see what they are made of: all rows, or some of a large data set."""
         rows = some_rows(self.owned.model, self.data) if self.program.row_elements else None
         # A guide that is not ours may make a parameter for each row that it first sees; a sum over states is over all rows or none.
-        ours = bool(getattr(self.owned.guide, "family", ""))
+        ours = is_family(self.owned.guide)
         shared = any(not site.local for site in self.program.discrete.values())
         return self.full if rows is None or not ours or shared else self.data.batch(rows, self.owned.model)
 
@@ -124,6 +125,7 @@ class Restart:
             )
         else:
             self._make_loop()
+        self.owned.borrowed.looks = False
         self.seconds += time.perf_counter() - began
 
     def _start(self) -> Start | None:
@@ -141,7 +143,7 @@ class Restart:
         return start_guide(self.owned, self.objective, self.full, self.number, mode=mode)
 
     def _refuse_streamed(self, guide: Any) -> None:
-        family = getattr(guide, "family", "")
+        family = guide.family if is_family(guide) else ""
         if getattr(guide, "made_at_mode", False):
             raise ValueError(
                 f"guide '{family}' is made at the mode of the log density of all data, and these are streamed, never in memory as a whole; "

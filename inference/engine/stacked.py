@@ -7,7 +7,7 @@ own noise, so it takes the same steps as it would alone. Restarts that cannot be
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -158,7 +158,15 @@ class StackedLoop(Loop):
         return tensor.reshape(len(self.restarts), -1).sum(1)
 
     def agrees(self) -> bool:
-        """Whether the mapped restarts have the losses and gradients that they have one by one."""
+        """Whether the mapped restarts have the losses and gradients that they have one by one, and steps move no buffer.
+
+        A mapped step would move copies of the buffers, as batch norm does.
+        """
+        with _kept_buffers(self.restarts) as moved:
+            agree = self._agrees()
+        return agree and not moved
+
+    def _agrees(self) -> bool:
         row = self.tables.rows[0]
         row.kl_weight.fill_(0.5)
         row.noise.normal.normal_()
@@ -188,6 +196,26 @@ class StackedLoop(Loop):
             for stacked, *each in zip(self.leaves, *(loop.leaves for loop in self.loops), strict=True):
                 for k, parameter in enumerate(each):
                     parameter.copy_(stacked[k])
+
+
+@contextlib.contextmanager
+def _kept_buffers(restarts: Sequence[Restart]) -> Iterator[list[str]]:
+    """Puts the buffers of all modules back; the names of those that the steps inside have moved or replaced."""
+    moved: list[str] = []
+    held = [
+        (module, key, value, value.clone())
+        for restart in restarts
+        for part in (restart.owned.guide, restart.owned.model)
+        for module in (part.modules() if isinstance(part, nn.Module) else ())
+        for key, value in module._buffers.items()
+        if value is not None
+    ]
+    yield moved
+    for module, key, value, before in held:
+        if module._buffers.get(key) is not value or not torch.equal(value, before):
+            moved.append(key)
+            module._buffers[key] = value
+            value.detach().copy_(before)
 
 
 def _slots(owned: Owned, *, inside: bool) -> dict[str, tuple[Any, str]]:

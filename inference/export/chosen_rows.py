@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..asked_rows import has_table
 from ..target.arrays import as_tensor
 from ..target.program import Program, describe
 from .function_space import num_shared
@@ -79,8 +80,8 @@ def on_rows(fit: Fit, rows: Tensor | None) -> Fit:
 
 def _run_on(run: Run, program: Program, rows: Tensor) -> Run:
     """The run with another program, and a table of posteriors cut to these rows."""
-    select = getattr(run.owned.guide, "select", None)
-    owned = run.owned if select is None else dataclasses.replace(run.owned, guide=select(rows))
+    guide = run.owned.guide
+    owned = run.owned.beside(guide.select(rows)) if has_table(guide) else run.owned
     return dataclasses.replace(run, program=program, owned=owned)
 
 

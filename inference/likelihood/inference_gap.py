@@ -83,12 +83,12 @@ def inference_gap(fit: Any, data: Any = None, *, steps: int = 300, k: int = 1000
             "the inference gap is split for a guide with an inference network ('amortized', 'amortized_full_rank', 'amortized_iaf'), and "
             f"this one is '{fit.run.family or type(guide).__name__}'"
         )
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
     if isinstance(k, bool) or not isinstance(k, Integral) or k < 2:
         raise ValueError(f"k must be a whole number of draws, at least 2 for an error of each bound, got {k!r}")
     check_seed(seed)
-    seed, k = int(seed), int(k)
+    seed, k, steps = int(seed), int(k), int(steps)
     data = local_data(fit, data)
     many = max(1, CHUNK_ELEMENTS // (k * elements_of_one(fit.program)))
     parts = [

@@ -20,10 +20,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..asked_rows import refuse_other_rows, takes_numbers
+from ..asked_rows import has_table, refuse_other_rows, takes_numbers
 from ..diagnosis.psis import LEAST_DRAWS, smooth, threshold
 from ..draws import check_seed
 from ..engine.noise import vmap_random
+from ..engine.places import is_family
 from ..prediction.new_inputs import new_observations
 from ..target.arrays import as_tensor
 from ..target.density import guide_factors, guide_values, model_factors, model_trace, site_factor
@@ -219,17 +220,16 @@ class Joint(ValueError):
 def _way(fit: Any) -> str:
     """How a guide is asked about some of the training data: by their numbers (`batch`), alone (`select`), or with all others (`whole`)."""
     guide, how = fit.run.owned.guide, fit.run.asked(fit.data)
-    ours = bool(getattr(guide, "family", ""))
-    if how == "number" or (ours and how == "alone" and takes_numbers(fit.run.owned.model)):
+    if how == "number" or (is_family(guide) and how == "alone" and takes_numbers(fit.run.owned.model)):
         return "batch"
-    return "select" if how == "alone" or hasattr(guide, "select") else "whole"
+    return "select" if how == "alone" or has_table(guide) else "whole"
 
 
 def _asked(fit: Any, data: Any, index: Tensor, way: str) -> tuple[Any, dict[str, Any]]:
     """The guide and the keyword arguments for some rows."""
     model, guide = fit.run.owned.model, fit.run.owned.guide
     if way == "select":
-        table = hasattr(guide, "select") and data is fit.data
+        table = has_table(guide) and data is fit.data
         return guide.select(index) if table else guide, data.select(index).bind(model)
     return guide, data.batch(index, model) if way == "batch" else data.bind(model)
 

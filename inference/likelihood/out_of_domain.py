@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -68,7 +69,18 @@ class Strangeness:
         return (means - self.typical).abs()
 
     def auroc(self, strangers: Strangeness) -> dict[str, float]:
-        """For each score the chance that a stranger's is higher than one of these: 1 tells all apart, 0.5 none, below 0.5 it is misled."""
+        """For each score the chance that a stranger's is higher than one of these: 1 tells all apart, 0.5 none, below 0.5 it is misled.
+
+        Raises:
+            ValueError: these are no scores of the same fit.
+        """
+        if not isinstance(strangers, Strangeness):
+            raise ValueError(f"auroc takes the scores of strangers, fit.out_of_domain(x), got {type(strangers).__name__}")
+        if (strangers.lengths is None) != (self.lengths is None) or strangers.typical != self.typical:
+            raise ValueError(
+                f"scores compare where what is typical is the same, and these know {self.typical:.6g} and {strangers.typical:.6g} nats; take "
+                "both from one fit, with the same k and seed, or pass typical="
+            )
         pairs = {"likelihood": (self.likelihood, strangers.likelihood), "complexity": (self.complexity, strangers.complexity)}
         pairs["typicality"] = (self.typicality, strangers.typicality)
         return {name: auroc(a, b) for name, (a, b) in pairs.items() if a is not None and b is not None}
@@ -79,17 +91,31 @@ class Strangeness:
 
 def out_of_domain(fit: Any, data: Any, k: int = 300, *, typical: float | None = None, seed: int = 0) -> Strangeness:
     """Scores observations; `Fit.out_of_domain` documents the arguments."""
+    if isinstance(typical, Tensor) and typical.numel() == 1:
+        typical = float(typical)
     if typical is None:
         rows = torch.linspace(0, len(fit.data) - 1, min(TYPICAL, len(fit.data))).round().long().unique()
-        typical = log_marginal(fit, k=k, seed=seed, k_hat=False, rows=rows).mean
+        alone = _without_labels(fit, fit.data)
+        if alone is fit.data:
+            typical = log_marginal(fit, k=k, seed=seed, k_hat=False, rows=rows).mean
+        else:
+            typical = log_marginal(fit, alone[rows], k, seed=seed, k_hat=False).mean
     elif isinstance(typical, bool) or not isinstance(typical, Real) or not math.isfinite(typical):
         raise ValueError(f"typical is the mean log p(x) of training data in nats, got {typical!r}")
+    data = _without_labels(fit, fit.data if data is None else data)
     log_p = log_marginal(fit, None if data is fit.data else data, k, seed=seed, k_hat=False).values
-    data = fit.data if data is None or data is fit.data else local_data(fit, data)
+    data = fit.data if data is fit.data else local_data(fit, data)
     levels = _levels(fit.model)
     pictures = data.bind(fit.model).get("x")
     known = levels is not None and isinstance(pictures, Tensor)
     return Strangeness(log_p, _lengths(pictures, levels) if known else None, float(typical))  # type: ignore[arg-type]
+
+
+def _without_labels(fit: Any, data: Any) -> Any:
+    """The pictures alone, where classes are latents: how strange a picture is does not hang on whether somebody has named it."""
+    observed = getattr(data, "observed", None) if not getattr(data, "streamed", False) else None
+    both = hasattr(fit.model, "classes") and isinstance(observed, Mapping) and set(observed) == {"x", "y"}
+    return observed["x"] if both else data  # type: ignore[index]
 
 
 def _levels(model: Any) -> int | None:

@@ -45,6 +45,8 @@ class Inputs:
 
 def new_observations(data: Any, observed: Tensor) -> Any:
     """Observations of a model without inputs, as data like those that it was fitted with."""
+    if getattr(data, "streamed", False):
+        data = data.select([0])
     plain: dict[str, Any] = {"chances": {}, "streams": None, "stream_sizes": ()} if hasattr(data, "chances") else {}
     return replace(data, inputs={}, observed=observed, labels=(), truth={}, local_sites=(), **plain)
 

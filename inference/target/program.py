@@ -236,6 +236,17 @@ def bound_rows(model: Callable[..., Any], data: BoundData) -> Mapping[str, Any]:
     return data.batch(_spread(data), model) if getattr(data, "streamed", False) else data.bind(model)
 
 
+def row_tensors(model: Callable[..., Any], data: BoundData) -> dict[str, Tensor]:
+    """The model's arguments that have a row for each observation, in those rows that `bound_rows` takes; what is constant has none."""
+    streamed, constant = getattr(data, "streamed", False), getattr(data, "constants", {})
+    size = len(_spread(data)) if streamed else len(data)
+    return {
+        name: value
+        for name, value in bound_rows(model, data).items()
+        if isinstance(value, Tensor) and value.dim() >= 1 and len(value) == size and name != "index" and name not in constant
+    }
+
+
 def some_trace(model: Callable[..., Any], data: BoundData, rows: Tensor | None = None) -> poutine.Trace:
     """A run of the model on all rows or on some, its latents at any values: where the model says to begin, or draws from the prior.
 

@@ -84,6 +84,22 @@ def test_new_observations_and_a_network_of_ones_own() -> None:
     assert fit.sample(3, data=counts().select(range(7)))["r"].shape == (3, 7)
 
 
+def test_constants_are_no_rows() -> None:
+    """Though one may have as many numbers as there are observations: a network that saw it would answer by place."""
+
+    def model(y: Tensor, w: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(y), 1.0))
+            pyro.sample("y", dist.Normal(z + w.mean(), 0.5), obs=y)
+
+    y = torch.randn(30, generator=torch.Generator().manual_seed(0))
+    data = bz.data.Data({}, {"y": y}, {"w": torch.ones(30)})
+    fit = bz.fit(model, data, "amortized", steps=20, progress=False, compile=False)
+    assert fit.guide.features.names == ["y"]
+    assert fit.log_marginal(data.select(range(7)), k=5).values.shape == (7,)
+    assert fit.to_arviz(5, rows=3)["posterior"].sizes["example"] == 3
+
+
 def test_what_is_refused() -> None:
     coin = bz.data.Data({}, torch.ones(3))
     cases = {

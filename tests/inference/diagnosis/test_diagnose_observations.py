@@ -11,10 +11,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 import bayeszoo as bz
+from bayeszoo import guides
 from bayeszoo.inference.likelihood.log_marginal import log_marginal
 
 N = 600  # two latents each: more than a joint ratio can serve
@@ -268,10 +270,60 @@ def by_the_greatest(x: Tensor, num_data: int | None = None, index: Tensor | None
         pyro.sample("z", dist.Normal(a * x / x.abs().max(), 0.7))
 
 
+class NamedTable(PyroModule):
+    """A table with the names that families have, and a method that is another thing."""
+
+    family = "normal"
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.loc = PyroParam(torch.zeros(rows))
+
+    def select(self, rows: Tensor) -> Tensor:
+        return self.loc[rows]
+
+    def forward(self, x: Tensor, **_: Any) -> None:
+        with pyro.plate("data", len(x)) as i:
+            pyro.sample("z", dist.Normal(self.loc[i], 0.7))
+
+
+class AcrossRows(torch.nn.Module):
+    """A network of a user's that sees an observation beside the mean of those that it is asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(1, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        column = x.reshape(-1, 1)
+        return torch.tanh(self.linear(column - column.mean(0)))
+
+
+class EachRow(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(1, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(x.reshape(-1, 1)))
+
+
+def shrunk(x: Tensor, **_: Any) -> None:
+    """Towards the mean of what it is given; one row is known a thousand times better than the others."""
+    w = pyro.param("w", torch.tensor(0.6))
+    scale = torch.where(x > x.max() - 1e-6, 1e-3, 0.7)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(w * x + (1 - w) * x.mean(), scale))
+
+
 @pytest.mark.parametrize(
     ("guide", "how"),
     [
         (network, "alone"),
+        (lambda model, data: NamedTable(len(data)), "all"),
+        (lambda model, data: guides.build("amortized", model, data, network=AcrossRows()), "all"),
+        (lambda model, data: guides.build("amortized", model, data, network=EachRow()), "alone"),
+        (shrunk, "all"),
         (table, "number"),
         (deaf, "all"),
         (point_table, "number"),
@@ -292,12 +344,13 @@ def test_how_a_guide_may_be_asked(guide: Any, how: str) -> None:
         drawn = fit.sample(200, data=other)["z"].mean(0)
         torch.testing.assert_close(drawn, fit.sample(200)["z"].mean(0).flip(0), rtol=0, atol=5 * 0.7 * (2 / 200) ** 0.5)
     else:
-        with pytest.raises(ValueError, match="knows the observations of the training data alone"):
+        with pytest.raises(ValueError, match=r"knows the observations of the training data alone|looks across observations"):
             fit.sample(5, data=other)
     if fit.objective == "elbo" and guide not in (point_table, "full_rank"):
         exact = dist.Normal(0.0, 2**0.5).log_prob(x)
         rows = torch.tensor([55, 3])
         found = log_marginal(fit, k=400, rows=rows)
+        fit.to_arviz(5)
         assert ((found.values - exact[rows]).abs() < 5 * found.errors + 0.05).all()
 
 

@@ -12,11 +12,14 @@ import importlib
 import inspect
 import io
 import itertools
+import os
 import random
 import sys
+import threading
 import time
 import types
 import warnings
+from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 
@@ -533,6 +536,23 @@ SETTINGS.scale = 1.0  # type: ignore[attr-defined]
 sys.modules["tests_settings"] = SETTINGS
 
 
+def _ticking() -> Iterator[float]:
+    while True:
+        yield float(time.time() > 0)
+
+
+_started = _ticking()
+next(_started)
+
+
+def resumes() -> float:
+    return next(_started)
+
+
+def looks_at_a_file() -> float:
+    return float(os.path.exists(__file__))
+
+
 def in_all_modules() -> float:
     return float(sys.modules["tests_settings"].scale)
 
@@ -555,7 +575,30 @@ def switches_a_network() -> float:
     return float(nn.Dropout().eval()(torch.ones(())))
 
 
-CLOCK, FINDER = "reads the clock, and a graph holds one time", "finds what it needs .*, and a graph holds what was there first"
+CLOCK = r"reads the clock, and a graph holds one time \(test_attributes.py, line \d+: .*\(\)"
+FINDER = r"finds what it needs .*, and a graph holds what was there first \(test_attributes.py, line \d+: "
+
+
+def test_another_threads_clock_is_none_of_the_models(uncompiled: None) -> None:
+    _, data = slope()
+    stop = threading.Event()
+
+    def ticks() -> None:
+        while not stop.is_set():
+            time.time()
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w * x, 1.0), obs=y)
+
+    thread = threading.Thread(target=ticks)
+    thread.start()
+    try:
+        assert bz.fit(model, data, "mean_field", steps=10, progress=False, compile=True).engine == "compiled"
+    finally:
+        stop.set()
+        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -571,6 +614,8 @@ CLOCK, FINDER = "reads the clock, and a graph holds one time", "finds what it ne
         (not_at_all, ""),
         (of_that_day, ""),
         (of_this_day, CLOCK),
+        (resumes, CLOCK),
+        (looks_at_a_file, "looks at files with exists.*, and a graph holds what was there first"),
         (in_all_modules, FINDER),
         (imports_by_name, FINDER),
         (evaluates, FINDER),

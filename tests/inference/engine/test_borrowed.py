@@ -93,6 +93,22 @@ def test_a_function_fits_as_a_module_that_holds_the_same_network(
 
 
 @pytest.mark.parametrize("compile", [False, True])
+def test_buffers_that_steps_move_are_each_restarts_own(compile: bool, uncompiled: None) -> None:
+    """A mapped step would move copies of them; and both engines leave the same."""
+    options: dict[str, Any] = {"steps": 10, "restarts": 2, "progress": False}
+    norms = []
+    for model, mode in ((Holds, compile), (function, compile), (Holds, False)):
+        fit = bz.fit(model(network(nn.BatchNorm1d(4))), curve(), "mean_field", compile=mode, **options)  # type: ignore[operator]
+        for run in fit.runs:
+            with run.owned.active():
+                held = run.owned.borrowed.named_buffers() or dict(run.owned.model.named_buffers())
+                norms.append([value.clone() for value in held.values()])
+    for other in (norms[2:4], norms[4:6]):
+        for a, b in zip(norms[:2], other, strict=True):
+            assert all(torch.allclose(one.double(), two.double(), rtol=1e-6) for one, two in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("registered", [False, True])
 def test_a_second_fit_leaves_the_answers_of_the_first(compile: bool, registered: bool, uncompiled: None, tmp_path: Any) -> None:
     net = network().requires_grad_(registered)
@@ -108,6 +124,103 @@ def test_a_second_fit_leaves_the_answers_of_the_first(compile: bool, registered:
     assert torch.equal(second.predict(curve().inputs, n=20).mean, answers) is not registered
     first.save(tmp_path)
     assert torch.equal(bz.load(tmp_path, model=function(network(), registered)).predict(curve().inputs, n=20).mean, answers)
+
+
+def test_a_fit_inside_another_fits_callback_disturbs_neither() -> None:
+    net = network()
+    options: dict[str, Any] = {"steps": 12, "progress": False, "compile": False}
+    alone = bz.fit(function(net), curve(), "mean_field", **options)
+    net.load_state_dict(network().state_dict())
+    inner = []
+
+    def begins(progress: Any) -> None:
+        if progress.step == 5:
+            inner.append(bz.fit(function(net), curve(1), "mean_field", **options))
+
+    outer = bz.fit(function(net), curve(), "mean_field", **options, callbacks=[begins])
+    assert outer.losses == alone.losses
+    assert inner[0].losses != alone.losses
+    with outer.run.owned.active():
+        trained = {name: value.detach().float() for name, value in net.named_parameters()}
+    assert all(torch.equal(value, trained[name]) for name, value in net.named_parameters())
+
+
+class Encoder(nn.Module):
+    """Registered and never called: one of its methods is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.5, -0.2]))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def encode(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen.add_(1.0)
+        return nn.functional.dropout(x, 0.5, self.training) @ self.weight + 0.01 * self.seen
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> None:
+        pyro.module("encoder", self)
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(self.encode(x), scale), obs=y)
+
+
+class Encodes(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(self.encoder.encode(x), scale), obs=y)
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_modules_whose_methods_are_called_answer_in_evaluation(bound: bool) -> None:
+    encoder = Encoder()
+    options: dict[str, Any] = {"steps": 10, "progress": False, "compile": False}
+    model = encoder.model if bound else lambda x, y=None: encoder.model(x, y)
+    fit, other = (bz.fit(part, curve(), "mean_field", **options) for part in (model, Encodes()))
+    assert fit.losses == pytest.approx(other.losses, rel=1e-10)
+    x = curve().inputs
+    answers = fit.predict(x, n=20).mean
+    assert torch.equal(answers, fit.predict(x, n=20).mean)
+    assert torch.allclose(answers, other.predict(x, n=20).mean, rtol=1e-3)
+    with pytest.warns(UserWarning, match="begin where an earlier fit"):
+        bz.fit(model, curve(1), "mean_field", **options)
+    assert torch.equal(answers, fit.predict(x, n=20).mean)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_gradients_are_the_users_again(compile: bool, uncompiled: None) -> None:
+    net = network()
+    net(torch.ones(1, 2)).sum().backward()
+    before = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+    def interrupts(progress: Any) -> None:
+        if progress.step == 3:
+            raise RuntimeError("enough")
+
+    bz.fit(function(net), curve(), "mean_field", steps=5, progress=False, compile=compile)
+    warnings.simplefilter("ignore")
+    with pytest.raises(RuntimeError, match="enough"):
+        bz.fit(function(net), curve(), "mean_field", steps=5, progress=False, compile=False, callbacks=[interrupts])
+    assert all(p.grad is not None and torch.equal(p.grad, before[name]) for name, p in net.named_parameters())
+
+
+def test_scripted_networks_are_lent_too() -> None:
+    net, data = network(nn.BatchNorm1d(4)), curve()
+    options: dict[str, Any] = {"steps": 10, "progress": False, "compile": False}
+    plain = bz.fit(function(copy.deepcopy(net)), data, "mean_field", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(net)
+    fit = bz.fit(function(scripted), data, "mean_field", **options)
+    assert fit.losses == pytest.approx(plain.losses, rel=1e-8)
+    x = data.inputs
+    assert torch.allclose(fit.predict(x, n=20).mean, plain.predict(x, n=20).mean)
+    assert all(value.dtype != torch.float64 for value in scripted.state_dict().values())
 
 
 class Centre(PyroModule):

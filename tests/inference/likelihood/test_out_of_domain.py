@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -36,6 +37,38 @@ def test_scores_by_hand() -> None:
     for group in (0, 5, 1.0, True):
         with pytest.raises(ValueError, match="group is a number of observations from 1 to 4"):
             found.typicality_of(group)  # type: ignore[arg-type]
+
+
+def test_scores_of_other_fits_are_not_compared(fit: bz.inference.Fit) -> None:
+    found = Strangeness(torch.tensor([-10.0, -30.0]), None, -19.0)
+    for other in (
+        Strangeness(torch.tensor([-40.0]), None, -18.0),
+        Strangeness(torch.tensor([-40.0]), torch.tensor([30.0]), -19.0),
+    ):
+        with pytest.raises(ValueError, match="scores compare where what is typical is the same"):
+            found.auroc(other)
+    for other in (torch.zeros(3), None, -1.0):
+        with pytest.raises(ValueError, match=r"auroc takes the scores of strangers, fit.out_of_domain\(x\), got"):
+            found.auroc(other)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="arrays are of numbers here, got one of <U1"):
+        fit.out_of_domain(np.array([["a"] * 36]))
+
+
+def test_labels_make_no_picture_strange() -> None:
+    """What is typical, and what is asked, is log p(x), whether or not somebody has named the class."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(40) % 2
+    x = torch.bernoulli(torch.full((40, 16), 0.4), generator=generator)  # says nothing of its class: log p(y | x) is -log 2
+    data = bz.data.Data({"x": x}, y).partly_labelled(torch.arange(40))
+    torch.manual_seed(0)
+    model = bz.models.SemiSupervisedVAE(16, 2, latents=1, hidden=(8,))
+    fit = bz.fit(model, data, "semi_supervised", steps=60, compile=False, progress=False)
+    named = fit.out_of_domain(data, k=50)
+    assert isinstance(data.observed, Mapping)
+    alone = fit.out_of_domain(data.observed["x"], k=50)
+    assert named.log_p.tolist() == alone.log_p.tolist()
+    assert named.typical == pytest.approx(float(alone.log_p.mean()), abs=0.05)
+    assert named.typical - fit.log_marginal(k=50).mean == pytest.approx(math.log(2), abs=0.2)  # of log p(x, y)
 
 
 def test_strangers_are_told_and_the_too_probable_by_typicality_alone(fit: bz.inference.Fit) -> None:
