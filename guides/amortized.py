@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 from torch.nn import functional as F
 
-from ..inference.engine.places import is_zoo
 from ..inference.target.program import DATA_PLATE, BoundData, Site, describe, row_tensors
 from .continuous import is_real, normal_in
 from .flow import identity_flow
@@ -302,7 +301,8 @@ class Features(nn.Module):
             raise ValueError("an inference network needs something to look at, and these data have no tensor with a row each")
         self.names = list(rows)
         own = getattr(model, "inference_network", None)
-        given = network is not None or (own is not None and not is_zoo(model))
+        zoo = type(model).__module__.partition(".")[0] == __name__.partition(".")[0]
+        given = network is not None or (own is not None and not zoo)
         if network is None and own is not None:
             network = own()
         self.pictures = network is not None

@@ -41,11 +41,6 @@ def is_family(guide: Any) -> bool:
     return type(guide).__module__.startswith(f"{__name__.partition('.')[0]}.guides.")
 
 
-def is_zoo(model: Any) -> bool:
-    """Whether a model is one of this package's."""
-    return type(model).__module__.startswith(f"{__name__.partition('.')[0]}.models.")
-
-
 def place(filename: str, line: int | None) -> str:
     """A line as messages show it."""
     text = linecache.getline(filename, line or 0).strip()
