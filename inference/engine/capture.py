@@ -77,7 +77,7 @@ def capture(
     *,
     changing: Iterable[Tensor],
     fixed: Iterable[Tensor] | None = None,
-    rows: Tensor | None = None,
+    flags: list[Tensor] | None = None,
     modules: Sequence[Any],
 ) -> Graph:
     """Records one call of `step`.
@@ -87,7 +87,7 @@ def capture(
     Args:
         changing: tensors whose values differ from step to step; what is read into Python must not depend on them.
         fixed: what alone may be read where others may change tensors between steps; None where nobody does.
-        rows: of the changing ones that which says what rows of the data a step takes, all of which the model has been run on.
+        flags: takes what says that a step has no answer; the step makes its loss NaN where one is true.
         modules: model and guide, whose Python attributes must not change.
 
     Raises:
@@ -102,7 +102,7 @@ def capture(
         raise Uncapturable(f"whether '{attributes.unseen}' moves on cannot be seen, and a graph holds one value of it")
     asked = Asked(modules)
     generators = _generators()
-    reads = _Reads(changing, None if fixed is None else list(fixed), rows)
+    reads = _Reads(changing, None if fixed is None else list(fixed), flags)
     try:
         with reads, PlainLosses(), _one_mode(), _files(reads), _plain_recurrence(), asked.watched():
             module = make_fx(step, tracing_mode="real")()
@@ -262,9 +262,9 @@ _SHAPES = {
 class _Reads(TorchFunctionMode):
     """Lets a step read values that depend on unchanging tensors alone, and refuses every other."""
 
-    def __init__(self, changing: Sequence[Tensor], fixed: Sequence[Tensor] | None, rows: Tensor | None) -> None:
+    def __init__(self, changing: Sequence[Tensor], fixed: Sequence[Tensor] | None, flags: list[Tensor] | None) -> None:
         super().__init__()
-        self.rows = rows
+        self.flags = flags
         self.changing = {id(t) for t in changing}
         self.fixed = None if fixed is None else {id(t) for t in fixed}
         self.kept = [*changing, *(fixed or ())]
@@ -302,10 +302,14 @@ class _Reads(TorchFunctionMode):
         if func is torch.nn.functional.one_hot and len(args) == 1 and set(kwargs) == {"num_classes"}:
             args, kwargs = (*args, kwargs["num_classes"]), {}
         if func is torch.nn.functional.one_hot and len(args) == 2 and isinstance(args[1], int) and args[1] > 0:
-            # Torch's own reads whether a class is out of range. What torch draws is not, nor what the data say: the model has run on all.
+            # Torch's own reads whether a class is out of range; here the loss is then none. What torch draws is in range.
+            labels, classes = args
             of_torch = sys._getframe(1).f_code.co_filename == one_hot_categorical.__file__
-            if of_torch or not self._changes(args[0], f"torch's one_hot{here()}", of_data=True):
-                return (args[0].unsqueeze(-1) == torch.arange(args[1], device=args[0].device)).long()
+            mapped = torch._C._functorch.is_functorch_wrapped_tensor(labels)  # a flag could not leave the map
+            if of_torch or (self.flags is not None and not mapped and not labels.is_floating_point()):
+                if not of_torch and self.flags is not None:
+                    self.flags.append(((labels < 0) | (labels >= classes)).any())
+                return (labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)).long()
         if func is torch.where and len(args) == 1 and not kwargs:
             operation = "torch.where with a condition alone"
         if operation is None:
@@ -320,11 +324,9 @@ class _Reads(TorchFunctionMode):
         with disable_proxy_modes_tracing():
             return func(*args, **kwargs)
 
-    def _given_changes(self, tensor: Tensor, of_data: bool) -> bool:
-        """Whether a tensor that the step did not make itself may have another value at another step; but for which rows it takes."""
-        return not (of_data and tensor is self.rows) and (
-            id(tensor) in self.changing or (self.fixed is not None and id(tensor) not in self.fixed)
-        )
+    def _given_changes(self, tensor: Tensor) -> bool:
+        """Whether a tensor that the step did not make itself may have another value at another step."""
+        return id(tensor) in self.changing or (self.fixed is not None and id(tensor) not in self.fixed)
 
     def check_updates(self, updated: Iterable[Tensor]) -> None:
         """Raises Uncapturable where a step updates, before or after, a tensor that a value was read from."""
@@ -342,7 +344,7 @@ class _Reads(TorchFunctionMode):
             with disable_proxy_modes_tracing():
                 self.sources.append((tensor, _checksum(tensor), where))
 
-    def _changes(self, tensor: Tensor, where: str, *, of_data: bool = False) -> bool:
+    def _changes(self, tensor: Tensor, where: str) -> bool:
         """Whether a tensor may have another value at another step; the tensors from outside that it was made of are noted."""
         from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 
@@ -352,7 +354,7 @@ class _Reads(TorchFunctionMode):
         slot: Any = get_proxy_slot(tensor, mode.tracer, None) if mode is not None else None
         if id(tensor) in self.changing or slot is None or mode is None:
             self._note(tensor, where)
-            return self._given_changes(tensor, of_data)
+            return self._given_changes(tensor)
         tracer: Any = mode.tracer
         root, todo, seen = tracer.root, [slot.proxy.node], set()
         while todo:
@@ -362,7 +364,7 @@ class _Reads(TorchFunctionMode):
             seen.add(node)
             if node.op == "get_attr":
                 self._note(getattr(root, node.target), where)
-                if self._given_changes(getattr(root, node.target), of_data):
+                if self._given_changes(getattr(root, node.target)):
                     return True
             if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
                 return True

@@ -257,9 +257,7 @@ class Step:
         before = self._optimizer_numbers()
         with self.undone():
             fixed = self._data() if self.loop.callbacks else None
-            seen = not any(getattr(m, "by_rows", False) for m in self.modules)  # read on all rows
-            rows = self.row.index if seen else None
-            graph = capture(self, changing=self.changing(), fixed=fixed, rows=rows, modules=self.modules)
+            graph = capture(self, changing=self.changing(), fixed=fixed, flags=self.loop.flags, modules=self.modules)
             if self._optimizer_numbers() != before:
                 raise Uncapturable(f"the optimiser {type(self.loop.optimizer).__name__} counts in Python")
         known = {id(t) for t in self.changing()}

@@ -99,6 +99,7 @@ class Loop:
         pause: blocks end at multiples of so many steps, and after the first.
         compile: asked for the engine before each block of steps, until it has made one.
         streamed: whether a batch is drawn as it is fetched; then the last eager step's is kept, `recent`.
+        flags: what a step that is captured met beside its numbers; where one is true the loss is NaN, and an eager step says why.
         ask: raises KeyboardInterrupt where Ctrl-C has been pressed; called where losses and parameters are of the same step.
     """
 
@@ -120,6 +121,7 @@ class Loop:
     compile: Callable[[Loop], Engine | None] | None = None
     streamed: bool = False
     recent: Mapping[str, Any] | None = field(default=None, init=False)
+    flags: list[Tensor] = field(default_factory=list, init=False)
     ask: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -212,7 +214,11 @@ class Loop:
         Returns:
             Loss and gradients, with which a capture is checked.
         """
+        self.flags.clear()
         surrogate, loss = self.evaluate(kwargs, inputs, strict=True)
+        if self.flags:
+            loss = loss.masked_fill(torch.stack(self.flags).any(), math.nan)
+            self.flags.clear()
         grads = torch.autograd.grad(surrogate, self.leaves, allow_unused=True)
         some = [g for g in grads if g is not None]
         with torch.no_grad():

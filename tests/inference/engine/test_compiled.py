@@ -591,9 +591,9 @@ def test_recurrent_layers_in_single_precision(uncompiled: None) -> None:
 
 
 class Classes(nn.Module):
-    """Has an effect for each class; `late` of its classes come from a count of its steps."""
+    """Has an effect for each class; from step `late` on the classes are others than there are."""
 
-    def __init__(self, late: bool = False) -> None:
+    def __init__(self, late: int = 10**6) -> None:
         super().__init__()
         self.late = late
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
@@ -601,21 +601,41 @@ class Classes(nn.Module):
     def forward(self, c: Tensor, y: Tensor | None = None, num_data: int | None = None, index: Tensor | None = None) -> None:
         self.steps.add_(1)
         effects = pyro.sample("effects", dist.Normal(0.0, torch.ones(4, dtype=torch.float64)).to_event(1))
-        labels = c + 4 * (self.steps > 10**6).long() if self.late else c
+        labels = c + 4 * (self.steps > self.late).long()
         with pyro.plate("data", num_data or len(c), subsample=index):
             mean = nn.functional.one_hot(labels, num_classes=4).double() @ effects
             pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
 
 
+def relative(c: Tensor, y: Tensor | None = None, num_data: int | None = None, index: Tensor | None = None) -> None:
+    """Classes by the first of the batch, which are all right for the data as a whole."""
+    effects = pyro.sample("effects", dist.Normal(0.0, torch.ones(4, dtype=torch.float64)).to_event(1))
+    with pyro.plate("data", num_data or len(c), subsample=index):
+        mean = nn.functional.one_hot(c - c[0], num_classes=4).double() @ effects
+        pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+
+def counted(batch_size: int | None) -> tuple[bz.data.Data, dict[str, Any]]:
+    c = torch.randint(4, (40,), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return bz.data.Data({"c": c}, c + 0.5 * noise), {"steps": 60, "batch_size": batch_size, "progress": False}
+
+
 @pytest.mark.parametrize("batch_size", [None, 10])
-def test_classes_of_the_data_may_be_one_hot(batch_size: int | None, uncompiled: None) -> None:
-    """Torch reads whether a class is out of range; of the data the model has seen all before, of what moves it has not."""
-    generator = torch.Generator().manual_seed(0)
-    c = torch.randint(4, (40,), generator=generator)
-    data = bz.data.Data({"c": c}, c + 0.5 * torch.randn(40, generator=generator, dtype=torch.float64))
-    options: dict[str, Any] = {"steps": 30, "batch_size": batch_size, "progress": False}
+def test_classes_may_be_one_hot(batch_size: int | None, uncompiled: None) -> None:
+    data, options = counted(batch_size)
     fits = [bz.fit(Classes(), data, "mean_field", compile=compile, **options) for compile in (False, True)]
     assert fits[1].engine == "compiled"
     assert fits[1].losses == pytest.approx(fits[0].losses, rel=1e-10)
-    with pytest.raises(ValueError, match=r"a value is read from a tensor .*one_hot"):
-        bz.fit(Classes(late=True), data, "mean_field", compile=True, **options)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_classes_out_of_range_are_found_by_both_engines(compile: bool, uncompiled: None) -> None:
+    """Torch reads whether one is, which no graph can: its loss is none then, and the eager step that follows says why."""
+    data, options = counted(10)
+    count = bz.fit(Classes(), data, "mean_field", compile=compile, **{**options, "steps": 1}).model.steps
+    with pytest.raises(RuntimeError, match="Class values must be smaller than num_classes"):
+        bz.fit(Classes(late=int(count) + 30), data, "mean_field", compile=compile, **options)
+    ordered = bz.data.Data({"c": data.inputs["c"].sort().values}, data.observed)  # the least is the first of all
+    with pytest.raises(RuntimeError, match="Class values must be non-negative"):
+        bz.fit(relative, ordered, "mean_field", compile=compile, **options)
