@@ -8,6 +8,7 @@ it is asked, whatever the data there, and a network whose answer depends on the 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -73,12 +74,13 @@ def _by_rows(owned: Owned, data: Any) -> bool:
         whole = guide.given(data.select(rows).bind(owned.model))
         if whole is None:
             return True
-        share = (1e-3 if whole.dtype == torch.float32 else 1e-7) * float(whole.abs().max())
+        share = 1e-3 if whole.dtype == torch.float32 else 1e-7
+        near = share * whole.abs().amax(0) + 1e-2 * share * whole.abs().max()  # one loud feature hides none of the others
         try:
-            alone = [guide.given(data.select(row[None]).bind(owned.model)) for row in rows]
-        except (RuntimeError, ValueError):  # batch norm with statistics of its batch takes no single one
+            alone = torch.cat([guide.given(data.select(row[None]).bind(owned.model)) for row in rows])
+            return bool(((alone - whole).abs() <= near).all())
+        except (RuntimeError, ValueError, IndexError):  # batch norm with statistics of its batch takes no single one
             return False
-        return bool(((torch.cat(alone) - whole).abs() <= share).all())
 
 
 def has_table(guide: Any) -> bool:
@@ -151,34 +153,38 @@ def _follows(
         each = torch.arange(rows, device=owned.device)
         whole = densities(kwargs, torch.zeros_like(each))
         tried: set[tuple[int, ...]] = {(row,) for row in torch.linspace(0, rows - 1, min(rows, _TRIED)).round().long().tolist()}
-        for log_q in whole.values():
-            most, least = int(log_q.argmax()), int(log_q.argmin())
-            if not bool(log_q[most] - log_q[least] > _APART):
-                return False  # which rows it answers for cannot be seen
+        apart = {name: (int(log_q.argmax()), int(log_q.argmin())) for name, log_q in whole.items()}
+        if not any(bool(whole[name][most] - whole[name][least] > _APART) for name, (most, least) in apart.items()):
+            return False  # which rows it answers for cannot be seen
+        for most, least in apart.values():
             tried |= {(most, least), (least, most), (most,), (least,)}
+        sizes = {name: program.latents[name].shape[1:].numel() for name in places}
         # At one row's value, which tells the rows apart, and at each row's own, where a narrow q shows what moves it.
         for at in (torch.zeros_like(each), each):
             whole = densities(kwargs, at)
             for some in sorted(tried):
                 index = torch.tensor(some)
                 found = densities(part(index), at[index.to(at.device)])
-                if not all(_same(log_q[index], found[name]) for name, log_q in whole.items()):
+                if not all(_same(log_q[index], found[name], sizes[name]) for name, log_q in whole.items()):
                     return False
             if among is not None:
                 among_all = torch.zeros(among[1], dtype=torch.long, device=owned.device)
                 among_all[among[2]] = at
                 everywhere = densities(among[0], among_all)
-                if not all(_same(log_q, everywhere[name][among[2]]) for name, log_q in whole.items()):
+                if not all(_same(log_q, everywhere[name][among[2]], sizes[name]) for name, log_q in whole.items()):
                     return False
     except Exception:  # of a guide that takes no other rows than those it was fitted to
         return False
     return True
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether densities are equal, to rounding: a mean that rounds differently by 1e-6 moves the density of what lies z sds away by z / sd times that."""
-    share, least = (1e-5, 1e-3) if a.dtype == torch.float32 else (1e-10, 1e-9)
-    return bool((((a - b).abs() <= share * a.abs() + least) | (a == b)).all())
+def _same(a: Tensor, b: Tensor, size: int) -> bool:
+    """Whether log densities of so many numbers are equal, to what rounding does to narrow ones.
+
+    A mean that rounds by 1e-6 of itself moves, where it is a thousand sds, by 1e-3 of one; what moves by 0.03 sd is passed over.
+    """
+    share, sd = (1e-5, 0.03) if a.dtype == torch.float32 else (1e-10, 1e-6)
+    return bool((((a - b).abs() <= share * a.abs() + sd * math.sqrt(size)) | (a == b)).all())
 
 
 def _place(site: Any) -> int:

@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import pyro
@@ -498,8 +499,8 @@ def _optimizer(
     """A maker of torch optimisers from what people pass: nothing, a number, a class, or a partial."""
     if optimizer is None:
         return functools.partial(torch.optim.Adam, lr=rate, betas=(0.9, 0.99), eps=eps), None
-    if isinstance(optimizer, (int, float)) and not isinstance(optimizer, bool):
-        if not optimizer > 0:
+    if isinstance(optimizer, Real) and not isinstance(optimizer, bool):
+        if not float(optimizer) > 0:
             raise ValueError(f"optimizer={optimizer} is a learning rate of Adam, which must be positive")
         return functools.partial(torch.optim.Adam, lr=float(optimizer), eps=eps), float(optimizer)
     if isinstance(optimizer, pyro.optim.PyroOptim):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -59,8 +60,8 @@ def in_groups(known: Sequence[tuple[Factor, int]], drawn: Sequence[Factor], prog
 
 def check_number(free_bits: Any) -> None:
     """Refuses what is no amount of nats."""
-    number = isinstance(free_bits, (int, float)) and not isinstance(free_bits, bool)
-    if not number or not 0 <= free_bits < math.inf:
+    number = isinstance(free_bits, Real) and not isinstance(free_bits, bool)
+    if not number or not 0 <= float(free_bits) < math.inf:
         raise ValueError(
             f"free_bits is the nats that each latent number may have at no cost, finite and not negative, got {free_bits!r}"
         )

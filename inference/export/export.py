@@ -88,7 +88,7 @@ def to_arviz(
             "functions is for networks, models with outputs(weights, x) such as BayesianNN; leave it out"
             if rows is None
             else "rows is for networks, and for models whose latents all belong to single observations with a guide that can be asked about each "
-            "alone, such as 'amortized'; leave it out"
+            "alone, such as 'amortized' with a network that looks at one at a time; leave it out"
         )
     local = fit.program.all_local and not network
     examples: Tensor | None = None

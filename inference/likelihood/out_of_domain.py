@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..prediction.scores import auroc
 from .log_marginal import local_data, log_marginal
 
+_REAL = (torch.float32, torch.float64, np.float32, np.float64)
 #: Observations of the training data that say what is typical.
 TYPICAL = 1000
 
@@ -76,7 +78,9 @@ class Strangeness:
         """
         if not isinstance(strangers, Strangeness):
             raise ValueError(f"auroc takes the scores of strangers, fit.out_of_domain(x), got {type(strangers).__name__}")
-        if (strangers.lengths is None) != (self.lengths is None) or strangers.typical != self.typical:
+        if (strangers.lengths is None) != (self.lengths is None) or not math.isclose(
+            strangers.typical, self.typical, rel_tol=1e-6
+        ):
             raise ValueError(
                 f"scores compare where what is typical is the same, and these know {self.typical:.6g} and {strangers.typical:.6g} nats; take "
                 "both from one fit, with the same k and seed, or pass typical="
@@ -91,7 +95,7 @@ class Strangeness:
 
 def out_of_domain(fit: Any, data: Any, k: int = 300, *, typical: float | None = None, seed: int = 0) -> Strangeness:
     """Scores observations; `Fit.out_of_domain` documents the arguments."""
-    if isinstance(typical, Tensor) and typical.numel() == 1:
+    if isinstance(typical, Tensor | np.ndarray) and typical.ndim == 0 and typical.dtype in _REAL:
         typical = float(typical)
     if typical is None:
         rows = torch.linspace(0, len(fit.data) - 1, min(TYPICAL, len(fit.data))).round().long().unique()

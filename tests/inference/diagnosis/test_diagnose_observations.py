@@ -308,6 +308,28 @@ class EachRow(torch.nn.Module):
         return torch.tanh(self.linear(x.reshape(-1, 1)))
 
 
+class Squeezes(EachRow):
+    """Which takes a single observation for something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = super().forward(x)
+        return found if len(x) > 1 else found.squeeze()
+
+
+class Loud(AcrossRows):
+    """Beside a feature a thousand times as large as the others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([super().forward(x)[:, :7], torch.full((len(x), 1), 2000.0)], 1)
+
+
+def narrow(x: Tensor, **_: Any) -> None:
+    """q of 1e-3 far from zero, in single precision."""
+    w = pyro.param("w", torch.tensor(0.6))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(100.0 + torch.tanh(30 * w * x / 3) * 4, 1e-3))
+
+
 def shrunk(x: Tensor, **_: Any) -> None:
     """Towards the mean of what it is given; one row is known a thousand times better than the others."""
     w = pyro.param("w", torch.tensor(0.6))
@@ -323,6 +345,7 @@ def shrunk(x: Tensor, **_: Any) -> None:
         (lambda model, data: NamedTable(len(data)), "all"),
         (lambda model, data: guides.build("amortized", model, data, network=AcrossRows()), "all"),
         (lambda model, data: guides.build("amortized", model, data, network=EachRow()), "alone"),
+        (lambda model, data: guides.build("amortized", model, data, network=Squeezes()), "all"),
         (shrunk, "all"),
         (table, "number"),
         (deaf, "all"),
@@ -403,3 +426,30 @@ def test_one_site_by_place_or_a_part_by_number_is_no_network() -> None:
     assert fit.run.asked(fit.data) != "alone"
     fit = bz.fit(pairs, numbers(60), partly_by_number, steps=150, optimizer=0.05, compile=False, progress=False)
     assert fit.run.asked(fit.data) == "all"
+
+
+@pytest.mark.parametrize(
+    ("guide", "how"),
+    [(narrow, "alone"), (lambda model, data: guides.build("amortized", model, data, network=Loud()), "all")],
+)
+def test_rounding_and_loud_features_mislead_nobody(guide: Any, how: str) -> None:
+    fit = bz.fit(pairs, numbers(60), guide, steps=5, compile=False, progress=False)
+    assert fit.run.asked(fit.data) == how
+
+
+def test_a_latent_with_one_q_for_all_hides_no_other() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            e = pyro.sample("e", dist.Normal(torch.zeros_like(x), 0.1))
+            pyro.sample("x", dist.Normal(z + e, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        w, scale = pyro.param("w", torch.tensor(0.5)), pyro.param("scale", torch.tensor(0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(w * x, 0.7))
+            pyro.sample("e", dist.Normal(torch.zeros_like(x), scale))
+
+    fit = bz.fit(model, numbers(60), guide, steps=30, compile=False, progress=False)
+    assert fit.run.asked(fit.data) == "alone"
+    assert fit.log_marginal(fit.data.select([1, 2]), k=5).values.shape == (2,)
