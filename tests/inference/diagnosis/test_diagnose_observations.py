@@ -445,7 +445,8 @@ def test_rounding_of_narrow_posteriors_is_no_look_at_others() -> None:
             loc = torch.tanh(torch.tanh(x[:, None] @ first) @ second) @ third
             pyro.sample("z", dist.Normal(loc, scale).to_event(1))
 
-    fit = bz.fit(model, numbers(60), guide, steps=1, optimizer=1e-9, compile=False, progress=False)
+    data = bz.data.Data({}, {"x": torch.randn(60, generator=generator)})
+    fit = bz.fit(model, data, guide, steps=1, optimizer=1e-9, compile=False, progress=False)
     assert fit.run.asked(fit.data) == "alone"
 
 
