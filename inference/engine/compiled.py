@@ -256,7 +256,7 @@ class Step:
         """The step as a graph."""
         before = self._optimizer_numbers()
         with self.undone():
-            fixed = self._data() if self.loop.callbacks else None
+            fixed: list[Tensor] | None = [] if self.loop.callbacks else None  # a callback may change the data, too
             graph = capture(self, changing=self.changing(), fixed=fixed, flags=self.loop.flags, modules=self.modules)
             if self._optimizer_numbers() != before:
                 raise Uncapturable(f"the optimiser {type(self.loop.optimizer).__name__} counts in Python")
@@ -264,14 +264,9 @@ class Step:
         self.state += [t for t in graph.updated() if id(t) not in known]
         return graph
 
-    def _data(self) -> list[Tensor]:
-        """What no callback changes: the data, where every step sees all of them."""
-        data = self.loop.batch(None) if self.row.index is None else {}
-        return [t for t in data.values() if isinstance(t, Tensor)]
-
     def fixed(self, graph: Graph) -> set[int]:
         """The ids of the graph's inputs that have the same values at every step."""
-        given = self._data() if self.loop.callbacks else graph.inputs
+        given = [] if self.loop.callbacks else graph.inputs
         # A detached parameter, or a part of a buffer, is another tensor over memory that changes.
         written = {t.untyped_storage().data_ptr() for t in self.changing()}
         return {id(t) for t in given if t.layout == torch.strided and t.untyped_storage().data_ptr() not in written}

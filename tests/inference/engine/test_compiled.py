@@ -542,6 +542,29 @@ def test_not_finite_at_the_same_step_with_the_same_words() -> None:
     assert_same(eager.fit, compiled_.fit)
 
 
+@pytest.mark.parametrize("place", ["x", "y"])
+def test_a_callback_may_change_the_data(place: str, uncompiled: None) -> None:
+    """In place: nothing that is made of them is kept from step to step then."""
+    losses = []
+    for compile in (False, True):
+        x = torch.linspace(-1.0, 1.0, 30, dtype=torch.float64)
+        data = bz.data.Data({"x": x}, 0.7 * x)
+
+        def model(x: Tensor, y: Tensor | None = None) -> None:
+            w, spread = pyro.sample("w", dist.Normal(0.0, 1.0)), (x * x).mean()
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(w * x * spread, 1.0), obs=y)
+
+        def changes(progress: Any, data: bz.data.Data = data) -> None:
+            if progress.step == 20:
+                (data.inputs["x"] if place == "x" else data.observed).mul_(2.0)  # type: ignore[union-attr]
+
+        fit = bz.fit(model, data, "mean_field", steps=40, callbacks=[changes], compile=compile, progress=False)
+        losses.append(fit.losses)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-10)
+    assert losses[0][25] != pytest.approx(losses[0][15], rel=0.1)
+
+
 def test_callbacks_see_every_step_and_can_stop(uncompiled: None) -> None:
     seen: list[tuple[int, float]] = []
 

@@ -196,5 +196,5 @@ def test_a_fit_is_the_same_and_callbacks_still_reach_the_model(watched: bool, mo
         assert fit.engine == ("compiled" if compile else "eager")
         losses.append(torch.tensor(fit.losses))
     torch.testing.assert_close(*losses, rtol=1e-10, atol=0)
-    assert "lgamma" in gained[0]
-    assert ("erf" in gained[0]) is not watched
+    for name in ("lgamma", "erf"):  # of the data, which a callback may change, too
+        assert (name in gained[0]) is not watched
