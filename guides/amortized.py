@@ -168,7 +168,7 @@ class Amortized(LocalPosterior):
 
     def given(self, values: Mapping[str, Any]) -> Tensor | None:
         """What a body of the user's says of these observations, who may have it look across them; None if the body is ours."""
-        return self.features(values) if self.features.given else None
+        return self.features(values) if self.features.foreign else None
 
 
 class AmortizedFullRank(Amortized):
@@ -288,7 +288,7 @@ class Features(nn.Module):
     """What an inference network sees of each observation: inputs and observed values, through a body of hidden layers.
 
     Attributes:
-        given: whether the body is a user's, who may have it look across the rows.
+        foreign: whether the body is a user's, who may have it look across the rows.
     """
 
     center: Tensor
@@ -302,7 +302,7 @@ class Features(nn.Module):
         self.names = list(rows)
         own = getattr(model, "inference_network", None)
         zoo = type(model).__module__.partition(".")[0] == __name__.partition(".")[0]
-        given = network is not None or (own is not None and not zoo)
+        self.foreign = network is not None or (own is not None and not zoo)
         if network is None and own is not None:
             network = own()
         self.pictures = network is not None
@@ -312,7 +312,6 @@ class Features(nn.Module):
             for a, b in itertools.pairwise(widths):
                 network.extend([nn.Linear(a, b), nn.ReLU()])
         self.network = network
-        self.given = given
         seen = self._seen({name: value.to(torch.get_default_dtype()) for name, value in rows.items()})
         # One scale for all, so that a pixel which is nearly always black does not shout.
         self.register_buffer("center", seen.mean(0))

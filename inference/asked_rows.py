@@ -151,17 +151,17 @@ def _follows(
 
         rows = next(iter(sites[n]["value"].shape[p] for n, p in places.items()))
         each = torch.arange(rows, device=owned.device)
-        whole = densities(kwargs, torch.zeros_like(each))
+        zeros = torch.zeros_like(each)
+        at_one = densities(kwargs, zeros)
         tried: set[tuple[int, ...]] = {(row,) for row in torch.linspace(0, rows - 1, min(rows, _TRIED)).round().long().tolist()}
-        apart = {name: (int(log_q.argmax()), int(log_q.argmin())) for name, log_q in whole.items()}
-        if not any(bool(whole[name][most] - whole[name][least] > _APART) for name, (most, least) in apart.items()):
+        apart = {name: (int(log_q.argmax()), int(log_q.argmin())) for name, log_q in at_one.items()}
+        if not any(bool(at_one[name][most] - at_one[name][least] > _APART) for name, (most, least) in apart.items()):
             return False  # which rows it answers for cannot be seen
         for most, least in apart.values():
             tried |= {(most, least), (least, most), (most,), (least,)}
         sizes = {name: program.latents[name].shape[1:].numel() for name in places}
         # At one row's value, which tells the rows apart, and at each row's own, where a narrow q shows what moves it.
-        for at in (torch.zeros_like(each), each):
-            whole = densities(kwargs, at)
+        for at, whole in ((zeros, at_one), (each, densities(kwargs, each))):
             for some in sorted(tried):
                 index = torch.tensor(some)
                 found = densities(part(index), at[index.to(at.device)])

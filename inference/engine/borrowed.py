@@ -186,10 +186,12 @@ class Borrowed:
     def unmoved(self) -> Iterator[None]:
         """Inside, calls leave the buffers as they were: batch norm counts and averages what it sees; while `lent`."""
         before = {name: buffer.clone() for name, buffer in self.named_buffers().items()}
-        yield
-        present = self.named_buffers()
-        for name, value in before.items():
-            present[name].copy_(value)
+        try:
+            yield
+        finally:
+            present = self.named_buffers()
+            for name, value in before.items():
+                present[name].copy_(value)
 
     def give(self) -> None:
         """Leaves the values of this fit in the modules of its user, in their precision and on their device; when not `lent`.

@@ -12,7 +12,6 @@ import copy
 import functools
 import inspect
 import types
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -203,18 +202,16 @@ class Owned:
 
 @contextlib.contextmanager
 def in_place(holders: Iterable[tuple[Any, str]], values: Iterable[Tensor]) -> Iterator[None]:
-    """Other tensors in the place of parameters and buffers, of which `pyro.module` would say that they want no gradient."""
+    """Other tensors in the place of parameters and buffers."""
     held = list(holders)
     before = [holder[key] for holder, key in held]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*was not registered in the param store")
-        for (holder, key), value in zip(held, values, strict=True):
+    for (holder, key), value in zip(held, values, strict=True):
+        holder[key] = value
+    try:
+        yield
+    finally:
+        for (holder, key), value in zip(held, before, strict=True):
             holder[key] = value
-        try:
-            yield
-        finally:
-            for (holder, key), value in zip(held, before, strict=True):
-                holder[key] = value
 
 
 @contextlib.contextmanager

@@ -210,12 +210,14 @@ def _kept_buffers(restarts: Sequence[Restart]) -> Iterator[list[str]]:
         for key, value in module._buffers.items()
         if value is not None
     ]
-    yield moved
-    for module, key, value, before in held:
-        if module._buffers.get(key) is not value or not torch.equal(value, before):
-            moved.append(key)
-            module._buffers[key] = value
-            value.detach().copy_(before)
+    try:
+        yield moved
+    finally:  # a map may fail when some have been moved
+        for module, key, value, before in held:
+            if module._buffers.get(key) is not value or not torch.equal(value, before):
+                moved.append(key)
+                module._buffers[key] = value
+                value.detach().copy_(before)
 
 
 def _slots(owned: Owned, *, inside: bool) -> dict[str, tuple[Any, str]]:

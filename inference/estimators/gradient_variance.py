@@ -17,6 +17,7 @@ import dataclasses
 import difflib
 import importlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -116,7 +117,9 @@ def gradient_variance(
     wanted = None if wanted == "importance_weighted" else wanted
     settings = dataclasses.replace(settings, estimator=wanted, batch_size=batch_size, num_particles=num_particles)
     before = getattr(owned.guide, "path_derivative", None)
-    with owned.active(seed):
+    with owned.active(seed), warnings.catch_warnings():
+        # Of mapped values `pyro.module` says that they want no gradient.
+        warnings.filterwarnings("ignore", ".*was not registered in the param store")
         try:
             return _Measurement(owned, data, settings, num_samples, num_reference, seed, begin).run(names)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 import bayeszoo as bz
 from bayeszoo.inference import runner
+from bayeszoo.inference.engine import stacked
 
 #: Torch has no rule for mapping the Dirichlet's sampler; a doubly reparametrised gradient is weighted on its way back, outside the mapping.
 ONE_AFTER_ANOTHER = {"coin-beta", "known-importance"}
@@ -127,3 +129,14 @@ def test_failure_is_told_of_one_restart(stacks: list[bool]) -> None:
         run("known-mean_field", optimizer=functools.partial(torch.optim.SGD, lr=1e8), steps=200)
     assert stacks == [False]
     assert caught.value.fit is not None
+
+
+def test_a_map_that_fails_has_moved_no_buffer() -> None:
+    norm = torch.nn.BatchNorm1d(2)
+    restart: Any = SimpleNamespace(owned=SimpleNamespace(guide=None, model=norm))
+    before = {name: value.clone() for name, value in norm.named_buffers()}
+    with pytest.raises(RuntimeError, match="no rule"), stacked._kept_buffers([restart]) as moved:
+        norm(torch.randn(5, 2))
+        raise RuntimeError("no rule")
+    assert moved == ["running_mean", "running_var", "num_batches_tracked"]
+    assert all(torch.equal(value, before[name]) for name, value in norm.named_buffers())
