@@ -135,8 +135,15 @@ def test_a_map_that_fails_has_moved_no_buffer() -> None:
     norm = torch.nn.BatchNorm1d(2)
     restart: Any = SimpleNamespace(owned=SimpleNamespace(guide=None, model=norm))
     before = {name: value.clone() for name, value in norm.named_buffers()}
-    with pytest.raises(RuntimeError, match="no rule"), stacked._kept_buffers([restart]) as moved:
-        norm(torch.randn(5, 2))
-        raise RuntimeError("no rule")
+    moved: list[str] = []
+
+    def fails() -> None:
+        nonlocal moved
+        with stacked._kept_buffers([restart]) as moved:
+            norm(torch.randn(5, 2))
+            raise RuntimeError("no rule")
+
+    with pytest.raises(RuntimeError, match="no rule"):
+        fails()
     assert moved == ["running_mean", "running_var", "num_batches_tracked"]
     assert all(torch.equal(value, before[name]) for name, value in norm.named_buffers())
