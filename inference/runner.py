@@ -45,6 +45,7 @@ def fit(
     clip_norm: float | None = None,
     kl_weight: float | Schedule | None = None,
     free_bits: float = 0.0,
+    resample: int | None = None,
     restarts: int = 1,
     seed: int = 0,
     discrete: Discrete = "marginalize",
@@ -64,6 +65,7 @@ def fit(
     """
     _check_numbers(steps, epochs, batch_size, num_particles, clip_norm, restarts, loss, discrete, kl_weight, compile, estimator)
     check_number(free_bits)
+    _check_whole("resample", resample)
     device = resolve_device(device)
     began = time.perf_counter()
     check_data(model, data)
@@ -90,7 +92,7 @@ def fit(
         dict(guide_options or {}),
         estimator,
     )
-    wishes = Wishes(optimizer, schedule, callbacks, progress, validation, compile, plan or Plan(), kl_weight, free_bits)
+    wishes = Wishes(optimizer, schedule, callbacks, progress, validation, compile, plan or Plan(), kl_weight, free_bits, resample or 0)
 
     def prepared(number: int) -> Restart:
         owned = own(model, guide, data, dtype, device, seed + number)
@@ -217,6 +219,11 @@ def _check_batches(model: Any) -> None:
         )
 
 
+def _check_whole(name: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
 def _check_numbers(
     steps: int | None,
     epochs: int | None,
@@ -239,8 +246,7 @@ def _check_numbers(
         "num_particles": num_particles,
         "restarts": restarts,
     }.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        _check_whole(name, value)
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm is the greatest global norm of the gradient and must be positive, got {clip_norm!r}")
     number = isinstance(kl_weight, SupportsFloat) and not isinstance(kl_weight, bool | type)

@@ -18,6 +18,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ..estimators.doubly_reparametrized import check_resampling
 from ..estimators.free_bits import check_fit
 from ..estimators.layer_noise import LayerNoise, by_layer
 from ..estimators.objective import Discrete, Estimator, Objective, analytic_kls, where_discrete
@@ -80,7 +81,8 @@ class Wishes:
     compile: Mode
     plan: Plan
     kl_weight: float | Schedule | None
-    free_bits: float
+    free_bits: float = 0.0
+    resample: int = 0
 
 
 class Restart:
@@ -267,6 +269,9 @@ class Restart:
             guide.path_derivative = True
         if estimator == "importance_weighted":
             self._reparametrize_twice(objective)
+        if self.wishes.resample:
+            check_resampling(objective, self.wishes.resample, settings.guide or "given")
+            objective.resample = self.wishes.resample
         return objective
 
     def _reparametrize_twice(self, objective: Objective) -> None:

@@ -53,7 +53,7 @@ PILOTS = 200
 #: Sequences of noise beside those of the estimators.
 _REFERENCE, _PILOT, _CLOCK = range(len(ESTIMATORS), len(ESTIMATORS) + 3)
 
-_WISHES = Wishes(None, None, (), False, None, False, Plan(), None, 0.0)
+_WISHES = Wishes(None, None, (), False, None, False, Plan(), None)
 
 
 def gradient_variance(

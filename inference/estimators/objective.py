@@ -67,6 +67,7 @@ class Objective:
         weights: (B,) what the rows of a batch count beside one another, where it is drawn in streams; None for all the same.
         redrawn: data that every call draws anew: zeros and ones, from chances under these names.
         doubly: whether the importance-weighted bound takes the doubly reparametrised gradient; see `doubly_reparametrized`.
+        resample: of how many draws, drawn again by their weights, that gradient is taken then; 0 for all.
         free_bits: nats of KL that each latent number of an observation has at no cost in the gradient; see `free_bits`.
         surrogate: `None` for a bound; `"joint"` (-log p(x, z), the posterior mode's loss) or `"likelihood"` (-log p(x | z)).
     """
@@ -85,6 +86,7 @@ class Objective:
     redrawn: tuple[str, ...] = ()
     weights: Tensor | None = None
     doubly: bool = False
+    resample: int = 0
     free_bits: float = 0.0
 
     def __call__(
@@ -101,12 +103,15 @@ class Objective:
         Returns:
             The tensor to differentiate and the value to report: both scalars, equal but for score-function terms.
         """
+        common = None
+        if noise is not None:
+            noise, common = self._apart(kwargs, noise)
         if self.redrawn:
-            kwargs, noise = self._redraw(kwargs, noise)
-        if self.doubly and noise is not None:
+            kwargs, common = self._redraw(kwargs, common)
+        if self.doubly and noise is not None and common is not None:
             if self.each.vectorized is None:
                 self._check_vectorized(kwargs)
-            bound, value = weighted_bound(self, kwargs, noise, strict=strict)
+            bound, value = weighted_bound(self, kwargs, noise, common, strict=strict)
             return -bound, -value
         members = getattr(self.guide, "members", None)
         if members is not None:
@@ -153,21 +158,36 @@ class Objective:
             with Counting(differentiated=True) as model:
                 self._bound(kwargs, trace)
         self.noisy_model = model.normals + model.uniforms > 0
-        data = sum(kwargs[name].numel() for name in self.redrawn)
-        return guide.normals + model.normals, guide.uniforms + model.uniforms + data
+        return guide.normals + model.normals, guide.uniforms + model.uniforms + self._share(kwargs)
 
-    def _redraw(self, kwargs: Mapping[str, Any], noise: Row | None) -> tuple[dict[str, Any], Row | None]:
-        """Zeros and ones in place of chances, the same for all particles; what is zero or one stays."""
+    def _share(self, kwargs: Mapping[str, Any]) -> int:
+        """What each particle's row holds of a step's common uniform numbers: for data drawn anew, and for resampling."""
+        common = sum(kwargs[name].numel() for name in self.redrawn)
+        if self.resample:
+            index = kwargs.get("index")
+            common += self.program.num_data if index is None else len(index)
+        return -(-common // self.num_particles)
+
+    def _apart(self, kwargs: Mapping[str, Any], noise: Row) -> tuple[Row, Tensor]:
+        """The particles' own numbers, and the step's common ones in one row."""
+        share = self._share(kwargs)
+        return Row(noise.normal, noise.uniform[:, share:]), noise.uniform[:, :share].reshape(-1)
+
+    def _redraw(self, kwargs: Mapping[str, Any], common: Tensor | None) -> tuple[dict[str, Any], Tensor | None]:
+        """Zeros and ones in place of chances, the same for all particles; what is zero or one stays.
+
+        Returns:
+            The data, and what is left of the common numbers.
+        """
         out = dict(kwargs)
         for name in self.redrawn:
             chance = out[name]
-            if noise is None:
+            if common is None:
                 u = torch.rand_like(chance)
             else:
-                u = noise.uniform[0, : chance.numel()].reshape(chance.shape)
-                noise = Row(noise.normal, noise.uniform[:, chance.numel() :])
+                u, common = common[: chance.numel()].reshape(chance.shape), common[chance.numel() :]
             out[name] = (u < chance).to(chance.dtype)
-        return out, noise
+        return out, common
 
     def _members(self, kwargs: Mapping[str, Any], noise: Row | None, strict: bool, members: int) -> Parts:
         """The bound of each member of an ensemble; a model's own noise is the same for all."""
