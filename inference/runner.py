@@ -92,7 +92,9 @@ def fit(
         dict(guide_options or {}),
         estimator,
     )
-    wishes = Wishes(optimizer, schedule, callbacks, progress, validation, compile, plan or Plan(), kl_weight, free_bits, resample or 0)
+    wishes = Wishes(
+        optimizer, schedule, callbacks, progress, validation, compile, plan or Plan(), kl_weight, free_bits, resample or 0
+    )
 
     def prepared(number: int) -> Restart:
         owned = own(model, guide, data, dtype, device, seed + number)

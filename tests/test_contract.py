@@ -159,6 +159,14 @@ CASES = {
     "vae-importance-batch": Case(
         lambda: autoencoder("bernoulli"), "amortized", {"batch_size": 20, "num_particles": 4, "loss": "importance_weighted"}
     ),
+    "vae-resampled-batch": Case(
+        lambda: autoencoder("bernoulli"),
+        "amortized",
+        {"batch_size": 20, "num_particles": 5, "loss": "importance_weighted", "resample": 2},
+    ),
+    "known-resampled": Case(
+        lambda: regression(0.5), "mean_field", {"num_particles": 4, "loss": "importance_weighted", "resample": 1}
+    ),
     **{
         f"vae-free_bits-{g}-batch": Case(autoencoder, g, {"batch_size": 20, "free_bits": 0.3, **options})
         for g, options in {

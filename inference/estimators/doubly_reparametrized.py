@@ -92,7 +92,9 @@ def _resampled(
     for name, value in values.items():
         drawn = torch.take_along_dim(value, _beside(which, value, objective, name), 0)
         # The value of the draw, and its gradient times the weight.
-        chosen[name] = torch.lerp(drawn.detach(), drawn, _beside(weight, drawn, objective, name)) if drawn.requires_grad else drawn
+        chosen[name] = (
+            torch.lerp(drawn.detach(), drawn, _beside(weight, drawn, objective, name)) if drawn.requires_grad else drawn
+        )
     log_p, log_q, scale = _together(over(score, chosen), of_q)
     log_q = torch.take_along_dim(log_q, which, 0)
     return (scale * (log_p - weight * log_q)).mean(0).sum(), _value(log_w, scale)

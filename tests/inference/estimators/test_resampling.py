@@ -136,3 +136,38 @@ def test_refused_for_models_that_draw() -> None:
     data = bz.data.Data({}, observed={"x": torch.randn(9, dtype=F64)})
     with pytest.raises(ValueError, match="a model without noise of its own"):
         bz.fit(Noisy(), data, "amortized", steps=2, loss="importance_weighted", num_particles=3, resample=1, progress=False)
+
+
+def test_pictures_drawn_anew_take_numbers_of_their_own() -> None:
+    """One row of common numbers, which lies in the rows of all particles: first the pixels', then one for each picture."""
+    torch.manual_seed(0)
+    pixels = torch.rand(6, 5, dtype=F64)
+    data = bz.data.Data({}, pixels).binarized(seed=0)
+    fit = bz.fit(
+        bz.models.VAE(5, 3, "bernoulli", generator=nn.Linear(3, 5)), data, "amortized", steps=2, loss="importance_weighted",
+        num_particles=DRAWS, resample=1, progress=False, compile=False,
+    )  # fmt: skip
+    objective = fit.run.objective
+    kwargs = data.training_batch(None, fit.model)
+    with fit.run.owned.active(0):
+        normals, uniforms = objective.count_noise(kwargs)
+    assert uniforms == -(-(pixels.numel() + 6) // DRAWS)
+    seen = []
+
+    def found(common: Tensor) -> tuple[float, Tensor]:
+        with fit.run.owned.active(0):
+            noise = Row(torch.ones(DRAWS, normals, dtype=F64) * torch.arange(DRAWS).unsqueeze(1), common.reshape(DRAWS, -1))
+            surrogate, loss = objective(kwargs, noise, strict=True)
+            drawn, _ = objective._redraw(kwargs, objective._apart(kwargs, noise)[1])
+            seen.append(next(iter(drawn[name] for name in objective.redrawn)))
+            return float(loss.detach()), torch.autograd.grad(surrogate, [*fit.model.parameters()])[0]
+
+    common = torch.rand(DRAWS * uniforms, dtype=F64)
+    loss, gradient = found(common)
+    assert torch.equal(seen[0], (common[:30].reshape(6, 5) < pixels).to(F64))
+    others = common.clone()
+    others[30:36] = (others[30:36] + 0.5) % 1
+    same, moved = found(others)
+    assert same == loss
+    assert not torch.equal(moved, gradient)
+    assert found(1 - common)[0] != loss
