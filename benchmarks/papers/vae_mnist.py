@@ -4,7 +4,7 @@ Two deterministic layers of 200 (tanh) on either side, pixels drawn anew for eve
 with epsilon 1e-4. log p(x) of test pictures that are binarised once, by importance sampling. The paper trains for 3,280 passes
 with batches of 20 and a rate that falls from 1e-3 to 1e-4 in stages (`--form long`, for a GPU); the short form has batches of 100
 and a cosine. The evening form is for the bound of 50 weights on a CPU: the gradient of one draw, drawn by its weight, instead of
-all 50, a third of the passes with 5 weights at the first rate and the rest with all under a cosine. The last pass counts,
+all 50, half of the passes with 5 weights at the first rate and the rest with all under a cosine. The last pass counts,
 nothing is chosen on the test set.
 """
 
@@ -64,7 +64,7 @@ def stages(step: int, steps: int) -> float:
 FORMS = {
     "short": Form(120, 100, "cosine"),
     "long": Form(3280, 20, stages),
-    "evening": Form(1000, 20, "cosine", before=0.3, resample=True),
+    "evening": Form(800, 20, "cosine", before=0.5, resample=True),
 }
 
 
@@ -113,9 +113,11 @@ def trained(k: int, train: bz.data.Data, asked: argparse.Namespace) -> bz.infere
         model, guide = begun.model, begun.guide
     epochs = asked.epochs or form.epochs
     first = round(form.before * epochs)
-    parts = [(min(k, 5), first, "constant")] if first else []
+    parts = {"_first": (min(k, 5), first, "constant"), "": (k, epochs - first, form.schedule)}
     seconds = 0.0
-    for weights, passes, schedule in [*parts, (k, epochs - first, form.schedule)]:
+    for part, (weights, passes, schedule) in parts.items():
+        if not passes:
+            continue
         options: dict[str, Any] = {} if weights == 1 else {"loss": "importance_weighted", "num_particles": weights}
         if form.resample and weights > 1:
             options["resample"] = 1
@@ -127,7 +129,7 @@ def trained(k: int, train: bz.data.Data, asked: argparse.Namespace) -> bz.infere
         seconds += fit.seconds
         model, guide = fit.model, fit.guide
         if kept is not None:
-            fit.save(kept if passes == epochs - first else kept.with_name(f"{kept.name}_first"))
+            fit.save(kept.with_name(kept.name + part))
     return dataclasses.replace(fit, seconds=seconds)
 
 
