@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
-import time
 import types
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ import pytest
 import test_contract as contract
 import torch
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 from two_engines import assert_same, fit_slope, parameters, slope
 
 import bayeszoo as bz
@@ -211,149 +209,6 @@ def test_run_to_convergence_is_the_same(uncompiled: None) -> None:
     assert_same(a, b, 1e-6)
 
 
-def control_flow(a: Tensor, b: Tensor) -> Tensor:
-    if a > 0.3:
-        return a - 1.0
-    return b
-
-
-def reads_numpy(a: Tensor, b: Tensor) -> float:
-    return float(np.tanh(a.detach().numpy()))
-
-
-def draws_numpy(a: Tensor, b: Tensor) -> float:
-    return float(np.random.randn())  # noqa: NPY002
-
-
-def draws_python(a: Tensor, b: Tensor) -> float:
-    return random.random()
-
-
-def masks(a: Tensor, b: Tensor) -> Tensor:
-    both = torch.stack([a, b])
-    return both[both > 0.3].sum()
-
-
-_own_generator = np.random.default_rng(0)
-
-
-def draws_own_generator(a: Tensor, b: Tensor) -> float:
-    return float(_own_generator.standard_normal())
-
-
-_calls: list[int] = []
-
-
-def counts(a: Tensor, b: Tensor) -> float:
-    _calls.append(1)
-    return 1.0 / len(_calls)
-
-
-def shape_of_where(a: Tensor, b: Tensor) -> float:
-    return 0.1 * torch.where(torch.stack([a, b]) > 0.3)[0].numel()
-
-
-def catches(a: Tensor, b: Tensor) -> Tensor:
-    try:
-        return a if a > 0.3 else b
-    except Exception:
-        return b
-
-
-_seen = [0]
-
-
-_torch_generator = torch.Generator().manual_seed(0)
-
-
-def draws_own_torch_generator(a: Tensor, b: Tensor) -> Tensor:
-    return torch.randn((), generator=_torch_generator, dtype=torch.float64)
-
-
-def asks_whether_it_is_compiled(a: Tensor, b: Tensor) -> Tensor:
-    return a if torch.compiler.is_compiling() else 5 * a
-
-
-_numbers = (1.0 / k for k in range(1, 1_000_000))
-
-
-def takes_the_next(a: Tensor, b: Tensor) -> float:
-    return next(_numbers)
-
-
-def asks_the_clock(a: Tensor, b: Tensor) -> float:
-    return time.perf_counter() % 1.0
-
-
-def reads_a_file(a: Tensor, b: Tensor) -> float:
-    return float(len(Path(__file__).read_text()) > 10)
-
-
-_buffer = torch.zeros(2)
-
-
-def counts_through_numpy(a: Tensor, b: Tensor) -> Tensor:
-    _buffer.numpy()[0] += 1
-    return 0.1 * _buffer[0]
-
-
-def prints(a: Tensor, b: Tensor) -> float:
-    return float(repr(a.detach()).startswith("tensor(0.4"))
-
-
-def hands_over(a: Tensor, b: Tensor) -> float:
-    return float(np.from_dlpack(a.detach()) > 0.4)
-
-
-def writes_where_a_draw_is_large(a: Tensor, b: Tensor) -> Tensor:
-    both = torch.stack([a, b])
-    both[both > 0.3] = a * b
-    return both.sum()
-
-
-def chooses_a_function(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cond(a > 0.3, lambda a: a + 1.0, lambda a: 1.0 * a, (a,))
-
-
-REFUSED = {
-    prints: r"printing a tensor .*line \d+: return float\(repr",
-    hands_over: r"from_dlpack .*line \d+: return float\(np.from_dlpack",
-    writes_where_a_draw_is_large: r"depends on values \(test_compiled.py, line \d+: both\[both > 0.3\] = a \* b",
-    chooses_a_function: "torch.cond",
-    asks_whether_it_is_compiled: "the model asks torch.compiler whether it is compiled",
-    shape_of_where: r"torch.where with a condition alone .*line \d+: return 0.1 \* torch.where",
-    catches: r"bool\(\) of a tensor .*line \d+: return a if a > 0.3 else b",
-    draws_own_torch_generator: "the attribute '_torch_generator' changes at every call",
-    control_flow: r"bool\(\) of a tensor .*test_compiled.py, line \d+: if a > 0.3:",
-    reads_numpy: r"\.numpy\(\) .*line \d+: return float\(np.tanh",
-    draws_numpy: r"random generator \(test_compiled.py, line \d+: return float\(np.random.randn",
-    draws_python: r"random generator \(test_compiled.py, line \d+: return random.random",
-    masks: r"indexing with a mask .*line \d+: return both\[both > 0.3\]",
-    takes_the_next: "the attribute '_numbers' changes at every call",
-    reads_a_file: r"the model opens a file.*line \d+: return float\(len\(Path\(__file__",
-    counts_through_numpy: r"a value is read from a tensor that the step updates.*\.numpy\(\) .*line \d+: _buffer.numpy",
-    asks_the_clock: "reads the clock, and a graph holds one time",
-    draws_own_generator: "the attribute '_own_generator' changes at every call",
-    counts: "the attribute '_calls' changes at every call",
-}
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.cond's own
-@pytest.mark.parametrize("extra", REFUSED, ids=lambda f: f.__name__)
-def test_what_cannot_be_a_graph_is_refused(extra: Any) -> None:
-    with pytest.raises(ValueError, match="compile=True, but the step cannot be compiled: .*" + REFUSED[extra]):
-        fit_slope(extra, compile=True)
-
-
-@pytest.mark.parametrize("extra", [control_flow, reads_numpy, masks], ids=lambda f: f.__name__)
-def test_auto_falls_back_with_one_warning(extra: Any, eager_is_dear: None) -> None:
-    with pytest.warns(NotCompiledWarning, match=REFUSED[extra]) as caught:
-        fit = fit_slope(extra)
-    assert len(caught) == 1
-    assert fit.engine == "eager"
-    assert fit.losses == fit_slope(extra, compile=False).losses
-
-
 def test_negative_rows_of_an_embedding() -> None:
     """Rows that the data name, the last among them by -1, in minibatches."""
 
@@ -422,17 +277,6 @@ def test_a_prior_of_correlations(uncompiled: None) -> None:
     )
     assert b.engine == "compiled"
     assert_same(a, b)
-
-
-def test_what_a_callback_may_change_is_not_read() -> None:
-    beta = torch.zeros(())
-    for read in (lambda: float(beta), lambda: float(beta * 1.0)):
-        with pytest.raises(ValueError, match=r"float\(\) of a tensor"):
-            fit_slope(lambda a, b, read=read: a * read(), compile=True, callbacks=[lambda progress: None])
-
-
-def test_auto_leaves_callbacks_to_the_eager_engine(eager_is_dear: None) -> None:
-    assert fit_slope(callbacks=[lambda progress: None]).engine == "eager"
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, eager_is_dear: None) -> None:
@@ -542,42 +386,6 @@ def test_not_finite_at_the_same_step_with_the_same_words() -> None:
     assert_same(eager.fit, compiled_.fit)
 
 
-@pytest.mark.parametrize("place", ["x", "y"])
-def test_a_callback_may_change_the_data(place: str, uncompiled: None) -> None:
-    """In place: nothing that is made of them is kept from step to step then."""
-    losses = []
-    for compile in (False, True):
-        x = torch.linspace(-1.0, 1.0, 30, dtype=torch.float64)
-        data = bz.data.Data({"x": x}, 0.7 * x)
-
-        def model(x: Tensor, y: Tensor | None = None) -> None:
-            w, spread = pyro.sample("w", dist.Normal(0.0, 1.0)), (x * x).mean()
-            with pyro.plate("data", len(x)):
-                pyro.sample("y", dist.Normal(w * x * spread, 1.0), obs=y)
-
-        def changes(progress: Any, data: bz.data.Data = data) -> None:
-            if progress.step == 20:
-                (data.inputs["x"] if place == "x" else data.observed).mul_(2.0)  # type: ignore[union-attr]
-
-        fit = bz.fit(model, data, "mean_field", steps=40, callbacks=[changes], compile=compile, progress=False)
-        losses.append(fit.losses)
-    assert losses[1] == pytest.approx(losses[0], rel=1e-10)
-    assert losses[0][25] != pytest.approx(losses[0][15], rel=0.1)
-
-
-def test_callbacks_see_every_step_and_can_stop(uncompiled: None) -> None:
-    seen: list[tuple[int, float]] = []
-
-    def watch(progress: Any) -> bool:
-        seen.append((progress.step, progress.loss))
-        return progress.step == 17
-
-    fit = fit_slope(compile=True, callbacks=[watch])
-    assert [step for step, _ in seen] == list(range(1, 18))
-    assert fit.losses == [loss for _, loss in seen]
-    assert "callback" in fit.stop_reason
-
-
 def test_validation_is_looked_at_at_the_same_steps(uncompiled: None) -> None:
     model, data = slope()
     train, test = data.split(0.7, seed=0)
@@ -611,54 +419,3 @@ def test_recurrent_layers_in_single_precision(uncompiled: None) -> None:
     fits = [bz.fit(model, data, "mean_field", steps=30, progress=False, compile=c) for c in (False, True)]
     assert fits[1].engine == "compiled"
     assert fits[1].losses == pytest.approx(fits[0].losses, rel=1e-4)
-
-
-class Classes(nn.Module):
-    """Has an effect for each class; from step `late` on the classes are others than there are."""
-
-    def __init__(self, late: int = 10**6) -> None:
-        super().__init__()
-        self.late = late
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
-
-    def forward(self, c: Tensor, y: Tensor | None = None, num_data: int | None = None, index: Tensor | None = None) -> None:
-        self.steps.add_(1)
-        effects = pyro.sample("effects", dist.Normal(0.0, torch.ones(4, dtype=torch.float64)).to_event(1))
-        labels = c + 4 * (self.steps > self.late).long()
-        with pyro.plate("data", num_data or len(c), subsample=index):
-            mean = nn.functional.one_hot(labels, num_classes=4).double() @ effects
-            pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
-
-
-def relative(c: Tensor, y: Tensor | None = None, num_data: int | None = None, index: Tensor | None = None) -> None:
-    """Classes by the first of the batch, which are all right for the data as a whole."""
-    effects = pyro.sample("effects", dist.Normal(0.0, torch.ones(4, dtype=torch.float64)).to_event(1))
-    with pyro.plate("data", num_data or len(c), subsample=index):
-        mean = nn.functional.one_hot(c - c[0], num_classes=4).double() @ effects
-        pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
-
-
-def counted(batch_size: int | None) -> tuple[bz.data.Data, dict[str, Any]]:
-    c = torch.randint(4, (40,), generator=torch.Generator().manual_seed(0))
-    noise = torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return bz.data.Data({"c": c}, c + 0.5 * noise), {"steps": 60, "batch_size": batch_size, "progress": False}
-
-
-@pytest.mark.parametrize("batch_size", [None, 10])
-def test_classes_may_be_one_hot(batch_size: int | None, uncompiled: None) -> None:
-    data, options = counted(batch_size)
-    fits = [bz.fit(Classes(), data, "mean_field", compile=compile, **options) for compile in (False, True)]
-    assert fits[1].engine == "compiled"
-    assert fits[1].losses == pytest.approx(fits[0].losses, rel=1e-10)
-
-
-@pytest.mark.parametrize("compile", [False, True])
-def test_classes_out_of_range_are_found_by_both_engines(compile: bool, uncompiled: None) -> None:
-    """Torch reads whether one is, which no graph can: its loss is none then, and the eager step that follows says why."""
-    data, options = counted(10)
-    count = bz.fit(Classes(), data, "mean_field", compile=compile, **{**options, "steps": 1}).model.steps
-    with pytest.raises(RuntimeError, match="Class values must be smaller than num_classes"):
-        bz.fit(Classes(late=int(count) + 30), data, "mean_field", compile=compile, **options)
-    ordered = bz.data.Data({"c": data.inputs["c"].sort().values}, data.observed)  # the least is the first of all
-    with pytest.raises(RuntimeError, match="Class values must be non-negative"):
-        bz.fit(relative, ordered, "mean_field", compile=compile, **options)

@@ -1,0 +1,64 @@
+"""Classes as vectors of zeros and a one: torch looks whether one is out of range, which no graph can."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bayeszoo as bz
+
+
+class Classes(nn.Module):
+    """Has an effect for each class; from step `late` on the classes are others than there are."""
+
+    def __init__(self, late: int = 10**6) -> None:
+        super().__init__()
+        self.late = late
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, c: Tensor, y: Tensor | None = None, num_data: int | None = None, index: Tensor | None = None) -> None:
+        self.steps.add_(1)
+        effects = pyro.sample("effects", dist.Normal(0.0, torch.ones(4, dtype=torch.float64)).to_event(1))
+        labels = c + 4 * (self.steps > self.late).long()
+        with pyro.plate("data", num_data or len(c), subsample=index):
+            mean = nn.functional.one_hot(labels, num_classes=4).double() @ effects
+            pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+
+def relative(c: Tensor, y: Tensor | None = None, num_data: int | None = None, index: Tensor | None = None) -> None:
+    """Classes by the first of the batch, which are all right for the data as a whole."""
+    effects = pyro.sample("effects", dist.Normal(0.0, torch.ones(4, dtype=torch.float64)).to_event(1))
+    with pyro.plate("data", num_data or len(c), subsample=index):
+        mean = nn.functional.one_hot(c - c[0], num_classes=4).double() @ effects
+        pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+
+def counted(batch_size: int | None) -> tuple[bz.data.Data, dict[str, Any]]:
+    c = torch.randint(4, (40,), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return bz.data.Data({"c": c}, c + 0.5 * noise), {"steps": 60, "batch_size": batch_size, "progress": False}
+
+
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_classes_may_be_one_hot(batch_size: int | None, uncompiled: None) -> None:
+    data, options = counted(batch_size)
+    fits = [bz.fit(Classes(), data, "mean_field", compile=compile, **options) for compile in (False, True)]
+    assert fits[1].engine == "compiled"
+    assert fits[1].losses == pytest.approx(fits[0].losses, rel=1e-10)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_classes_out_of_range_are_found_by_both_engines(compile: bool, uncompiled: None) -> None:
+    """Torch reads whether one is, which no graph can: its loss is none then, and the eager step that follows says why."""
+    data, options = counted(10)
+    count = bz.fit(Classes(), data, "mean_field", compile=compile, **{**options, "steps": 1}).model.steps
+    with pytest.raises(RuntimeError, match="Class values must be smaller than num_classes"):
+        bz.fit(Classes(late=int(count) + 30), data, "mean_field", compile=compile, **options)
+    ordered = bz.data.Data({"c": data.inputs["c"].sort().values}, data.observed)  # the least is the first of all
+    with pytest.raises(RuntimeError, match="Class values must be non-negative"):
+        bz.fit(relative, ordered, "mean_field", compile=compile, **options)
