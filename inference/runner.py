@@ -11,10 +11,11 @@ from typing import Any, Literal, SupportsFloat
 import torch
 
 from .asked_rows import lacking_numbers
-from .engine.compiled import PACKAGE, Mode
+from .engine.compiled import Mode
 from .engine.convergence import Plan
 from .engine.interrupts import heard_between_steps
 from .engine.owned import GuideBuilder, Owned, own
+from .engine.places import PACKAGE
 from .engine.progress import progress_callback
 from .engine.restart import Restart, Settings, Wishes
 from .engine.schedule import Schedule

@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +21,7 @@ from .capture import Graph, Uncapturable, capture, explain, run_on
 from .inductor import Compiled, compile_graph, compiler_lock, lacking_compiler, prepared
 from .invariants import hoist
 from .noise import kept_generators
+from .places import PACKAGE
 from .replay import Replay, record
 from .tables import StepInputs
 from .training import Loop
@@ -38,10 +38,6 @@ LARGEST = 5000
 
 #: What the capture itself sets in the optimiser's groups, and what is no number.
 _GROUP_KEYS = {"params", "lr", "foreach", "fused", "capturable"}
-
-#: Where the warning does not point to: the package, wherever its folders lie.
-_INFERENCE = Path(__file__).parents[1]
-PACKAGE = tuple(str(path) for path in (_INFERENCE, _INFERENCE.parent, _INFERENCE.resolve()))
 
 
 class NotCompiledWarning(UserWarning):

@@ -21,6 +21,9 @@ _LIBRARIES = (*_FRAMEWORKS, str(Path(sysconfig.get_path("stdlib")).resolve()))
 #: The package that a file of an environment belongs to.
 _INSTALLED = re.compile(r"[/\\](?:site|dist)-packages[/\\]([^/\\]+)")
 _FRONT = str(Path(__file__).absolute().parents[2])
+_INFERENCE = Path(__file__).parents[1]
+#: Where warnings do not point to: the package, wherever its folders lie.
+PACKAGE = tuple(str(path) for path in (_INFERENCE, _INFERENCE.parent, _INFERENCE.resolve()))
 _OWN_GUIDES = str(Path(__file__).resolve().parents[2] / "guides")
 
 
