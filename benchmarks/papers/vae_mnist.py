@@ -4,14 +4,13 @@ Two deterministic layers of 200 (tanh) on either side, pixels drawn anew for eve
 with epsilon 1e-4. log p(x) of test pictures that are binarised once, by importance sampling. The paper trains for 3,280 passes
 with batches of 20 and a rate that falls from 1e-3 to 1e-4 in stages (`--form long`, for a GPU); the short form has batches of 100
 and a cosine. The evening form is for the bound of 50 weights on a CPU: the gradient of one draw, drawn by its weight, instead of
-all 50, half of the passes with 5 weights at the first rate and the rest with all under a cosine. The last pass counts,
-nothing is chosen on the test set.
+all 50, at first with 5 weights and a constant rate, then with all under a cosine. The last pass counts, nothing is chosen on the
+test set.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import math
@@ -38,18 +37,20 @@ WANTED = {1: -86.8, 50: -84.8}
 
 
 @dataclass(frozen=True)
-class Form:
-    """How long, in batches of what size, at which learning rate.
+class Stage:
+    """A part of the training: how long, in batches of what size, at which learning rate.
 
     Attributes:
-        before: the share of the passes that have at most five weights, and the first rate throughout.
+        rate: the first learning rate, as a multiple of the one that is asked for.
+        most: weights in the bound, if fewer than are asked for.
         resample: whether gradients are those of one draw, drawn by its weight.
     """
 
     epochs: int
     batch: int
     schedule: str | Callable[[int, int], float]
-    before: float = 0.0
+    rate: float = 1.0
+    most: int | None = None
     resample: bool = False
 
 
@@ -62,10 +63,19 @@ def stages(step: int, steps: int) -> float:
 
 
 FORMS = {
-    "short": Form(120, 100, "cosine"),
-    "long": Form(3280, 20, stages),
-    "evening": Form(800, 20, "cosine", before=0.5, resample=True),
+    "short": (Stage(120, 100, "cosine"),),
+    "long": (Stage(3280, 20, stages),),
+    "evening": (
+        Stage(400, 20, "constant", most=5, resample=True),
+        Stage(340, 20, "cosine", rate=0.3, resample=True),
+    ),
 }
+
+
+def passes(asked: argparse.Namespace) -> list[int]:
+    """How many passes each stage takes."""
+    parts = [stage.epochs for stage in FORMS[asked.form]]
+    return parts if asked.epochs is None else [max(1, round(part * asked.epochs / sum(parts))) for part in parts]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,9 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def name_of(k: int, asked: argparse.Namespace) -> str:
     """What a run is called in the results."""
-    epochs = asked.epochs or FORMS[asked.form].epochs
     begin = f" after {Path(asked.begin).name}" if asked.begin else ""
-    return f"{asked.form} {k} {epochs}{f' seed {asked.seed}' if asked.seed else ''}{begin}"
+    return f"{asked.form} {k} {sum(passes(asked))}{f' seed {asked.seed}' if asked.seed else ''}{begin}"
 
 
 def inference_network(model: Any, data: bz.data.Data) -> Any:
@@ -98,12 +107,12 @@ def inference_network(model: Any, data: bz.data.Data) -> Any:
     return bz.guides.build("amortized", model, data)
 
 
-def trained(k: int, train: bz.data.Data, asked: argparse.Namespace) -> bz.inference.Fit:
-    """Fits one autoencoder, or reads the fit that an earlier call kept: hours of training survive whatever goes wrong in scoring."""
-    kept = None if asked.keep is None else Path(asked.keep) / name_of(k, asked).replace(" ", "_")
-    if kept is not None and kept.exists():
-        return bz.load(kept, guide=inference_network)
-    form = FORMS[asked.form]
+def trained(k: int, train: bz.data.Data, asked: argparse.Namespace) -> tuple[bz.inference.Fit, float]:
+    """Fits one autoencoder, or reads what an earlier call kept: hours of training survive whatever goes wrong later.
+
+    Returns:
+        The fit, and the seconds that all stages took.
+    """
     assert isinstance(train.observed, torch.Tensor)
     torch.manual_seed(asked.seed)
     model: Any = bz.models.VAE(tuple(train.observed.shape[1:]), LATENTS, "bernoulli", HIDDEN)
@@ -111,36 +120,37 @@ def trained(k: int, train: bz.data.Data, asked: argparse.Namespace) -> bz.infere
     if asked.begin:
         begun = bz.load(asked.begin, guide=inference_network)
         model, guide = begun.model, begun.guide
-    epochs = asked.epochs or form.epochs
-    first = round(form.before * epochs)
-    parts = {"_first": (min(k, 5), first, "constant"), "": (k, epochs - first, form.schedule)}
-    seconds = 0.0
-    for part, (weights, passes, schedule) in parts.items():
-        if not passes:
-            continue
-        options: dict[str, Any] = {} if weights == 1 else {"loss": "importance_weighted", "num_particles": weights}
-        if form.resample and weights > 1:
-            options["resample"] = 1
-        fit = bz.fit(
-            model, train, guide, epochs=passes, batch_size=form.batch, schedule=schedule, seed=asked.seed,
-            optimizer=functools.partial(torch.optim.Adam, lr=asked.rate, eps=1e-4), device=asked.device, compile=not asked.eager,
-            progress=False, **options,
-        )  # fmt: skip
+    seconds, last = 0.0, len(FORMS[asked.form])
+    for number, (stage, epochs) in enumerate(zip(FORMS[asked.form], passes(asked), strict=True), 1):
+        part = "" if number == last else f" stage {number}"
+        kept = None if asked.keep is None else Path(asked.keep) / f"{name_of(k, asked)}{part}".replace(" ", "_")
+        if kept is not None and kept.exists():
+            fit = bz.load(kept, guide=inference_network)
+        else:
+            weights = min(k, stage.most or k)
+            options: dict[str, Any] = {} if weights == 1 else {"loss": "importance_weighted", "num_particles": weights}
+            if stage.resample and weights > 1:
+                options["resample"] = 1
+            adam = functools.partial(torch.optim.Adam, lr=asked.rate * stage.rate, eps=1e-4)
+            fit = bz.fit(
+                model, train, guide, epochs=epochs, batch_size=stage.batch, schedule=stage.schedule, optimizer=adam, seed=asked.seed,
+                device=asked.device, compile=not asked.eager, progress=False, **options,
+            )  # fmt: skip
+            if kept is not None:
+                fit.save(kept)
         seconds += fit.seconds
         model, guide = fit.model, fit.guide
-        if kept is not None:
-            fit.save(kept.with_name(kept.name + part))
-    return dataclasses.replace(fit, seconds=seconds)
+    return fit, seconds
 
 
 def measure(k: int, train: bz.data.Data, test: bz.data.Data, asked: argparse.Namespace) -> dict[str, Any]:
     """Fits one autoencoder and scores the test pictures; nats."""
-    fit = trained(k, train, asked)
+    fit, seconds = trained(k, train, asked)
     began = time.perf_counter()
     found = fit.log_marginal(test, k=asked.draws, k_hat=False)
     return {
-        "k": k, "form": asked.form, "epochs": asked.epochs or FORMS[asked.form].epochs, "log_p": found.mean, "error": found.error,
-        "spread": found.spread, "ess": float(found.ess.median()), "elbo": float(found.elbo.mean()), "pictures": len(test), "draws": asked.draws, "seconds": fit.seconds,
+        "k": k, "form": asked.form, "epochs": sum(passes(asked)), "log_p": found.mean, "error": found.error,
+        "spread": found.spread, "ess": float(found.ess.median()), "elbo": float(found.elbo.mean()), "pictures": len(test), "draws": asked.draws, "seconds": seconds,
         "step": fit.timings["steps"] / len(fit.losses), "test_seconds": time.perf_counter() - began, "engine": fit.engine,
         "device": str(fit.device), "rate": asked.rate, "begin": Path(asked.begin).name if asked.begin else "",
     }  # fmt: skip
@@ -182,7 +192,7 @@ def render(found: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     rows = [
         [
-            str(r["k"]), str(FORMS[r["form"]].batch), f"{r['epochs']:,}", begun(r), f"{r['log_p']:.2f} ± {r['error']:.2g}",
+            str(r["k"]), str(FORMS[r["form"]][-1].batch), f"{r['epochs']:,}", begun(r), f"{r['log_p']:.2f} ± {r['error']:.2g}",
             f"{PUBLISHED.get(r['k'], math.nan):.2f}", reached(r), f"{r['elbo']:.2f}", f"{r['pictures']:,}", f"{r['draws']:,}",
             f"{r['ess']:.0f}" if "ess" in r else "", f"{r['seconds']:.0f} s", f"{r['test_seconds']:.0f} s", f"{1e3 * r['step']:.2f} ms",
         ]
