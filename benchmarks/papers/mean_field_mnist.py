@@ -77,7 +77,7 @@ def main(asked: argparse.Namespace, out: Path) -> None:
     path = out / "mean_field_mnist.json"
     found: dict[str, Any] = json.loads(path.read_text())["runs"] if path.exists() else {}
     for guide in asked.guides.split(","):
-        pilots = []
+        pilots: list[dict[str, Any]] = []
         if guide == "same":
             prior = next(p for p in PRIORS if found["mean_field"]["run"]["prior"].startswith(p))
             found["map, mean field's prior"] = {

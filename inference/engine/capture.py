@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.distributions import one_hot_categorical
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .asked import Asked
 from .attributes import Attributes, tensors_in
@@ -104,7 +105,7 @@ def capture(
     generators = _generators()
     reads = _Reads(changing, None if fixed is None else list(fixed), flags)
     try:
-        with reads, PlainLosses(), _one_mode(), _files(reads), _plain_recurrence(), asked.watched():
+        with reads, _Scalars(reads), PlainLosses(), _one_mode(), _files(reads), _plain_recurrence(), asked.watched():
             module = make_fx(step, tracing_mode="real")()
     except Uncapturable:
         raise
@@ -243,6 +244,14 @@ _READS = {
     torch.Tensor.equal: "torch.equal",
     torch.Tensor.allclose: "torch.allclose",
 }
+_SCALAR = "what an operator takes for a number"
+#: What makes a tensor of numbers, and takes tensors for such.
+_LISTS = {
+    torch.tensor: "torch.tensor",
+    torch.as_tensor: "torch.as_tensor",
+    torch.asarray: "torch.asarray",
+    torch.Tensor.new_tensor: "new_tensor",
+}
 #: What has as many elements as the values decide.
 _SHAPES = {
     torch.nonzero: "torch.nonzero",
@@ -271,13 +280,12 @@ class _Reads(TorchFunctionMode):
         #: Tensors that values were read from, each with what was in it by then, the operation and its line.
         self.sources: list[tuple[Tensor, int, str]] = []
         self.refused: Uncapturable | None = None
+        self.allowed = False
         #: The line that last wrote where a mask of changing values is true.
         self.masked = ""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
-
         if func is torch.Tensor.random_ and len(args) > 1 and not kwargs:
             # The name of torch's own argument, `from`, is none in the code of a graph.
             tensor, *bounds = args
@@ -288,13 +296,13 @@ class _Reads(TorchFunctionMode):
             if any(self._changes(t, f"indexing with a mask{here()}") for t in tensors_in(args[1])):
                 operation = "indexing with a mask"
             else:
-                with disable_proxy_modes_tracing():
+                with self._reading():
                     index = _without_masks(args[1])
                 return func(args[0], index)
         if func is torch.Tensor.__setitem__ and any(_is_mask(t) for t in tensors_in(args[1])):
             known = len(self.sources)
             if not any(self._changes(t, f"indexing with a mask{here()}") for t in tensors_in(args[1])):
-                with disable_proxy_modes_tracing():
+                with self._reading():
                     index = _without_masks(args[1])
                 return func(args[0], index, args[2])
             del self.sources[known:]  # nothing is read where values are written under a mask
@@ -312,17 +320,40 @@ class _Reads(TorchFunctionMode):
                 return (labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)).long()
         if func is torch.where and len(args) == 1 and not kwargs:
             operation = "torch.where with a condition alone"
+        if func in _LISTS and not isinstance(given := args[-1] if args else None, Tensor) and tensors_in(given):
+            operation = f"{_LISTS[func]} of tensors"
         if operation is None:
             return func(*args, **kwargs)
+        self.read(operation, tensors_in((args, kwargs)), shape=func not in _READS and func not in _LISTS)
+        with self._reading():
+            return func(*args, **kwargs)
+
+    def read(self, operation: str, tensors: Iterable[Tensor], *, shape: bool = False) -> None:
+        """Notes that values of tensors become Python's.
+
+        Raises:
+            Uncapturable: they may be others at another step.
+        """
         where = f"{operation}{here()}"
-        if any(self._changes(t, where) for t in tensors_in((args, kwargs))):
-            kind = "its value differs" if func in _READS else "the shape of its result differs"
+        operation = f"{operation} is used on" if operation != _SCALAR else f"{operation} is"
+        if any(self._changes(t, where) for t in tensors):
+            kind = "the shape of its result differs" if shape else "its value differs"
             self.refused = Uncapturable(
-                f"{operation} is used on a tensor that depends on draws, parameters or the batch, so {kind} from step to step{here()}"
+                f"{operation} a tensor that depends on draws, parameters or the batch, so {kind} from step to step{here()}"
             )
             raise self.refused
-        with disable_proxy_modes_tracing():
-            return func(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Inside, values are read that do not change."""
+        from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+        before, self.allowed = self.allowed, True
+        try:
+            with disable_proxy_modes_tracing():
+                yield
+        finally:
+            self.allowed = before
 
     def _given_changes(self, tensor: Tensor) -> bool:
         """Whether a tensor that the step did not make itself may have another value at another step."""
@@ -338,10 +369,8 @@ class _Reads(TorchFunctionMode):
                 )
 
     def _note(self, tensor: Any, where: str) -> None:
-        from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
-
         if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
-            with disable_proxy_modes_tracing():
+            with self._reading():
                 self.sources.append((tensor, _checksum(tensor), where))
 
     def _changes(self, tensor: Tensor, where: str) -> bool:
@@ -372,6 +401,20 @@ class _Reads(TorchFunctionMode):
             # What was written into a tensor later is part of it.
             todo += [u for u in node.users if getattr(getattr(u.target, "_schema", None), "is_mutable", False)]
         return False
+
+
+class _Scalars(TorchDispatchMode):
+    """Sees values that torch's own code reads: where an operator takes a number (`torch.full((), t)`, `add(alpha=t)`, `x[t]`), a tensor
+    without dimensions will do, and no function of Python's is called for it."""
+
+    def __init__(self, reads: _Reads) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and not self.reads.allowed:
+            self.reads.read(_SCALAR, args)
+        return func(*args, **(kwargs or {}))
 
 
 def _checksum(tensor: Tensor) -> int:

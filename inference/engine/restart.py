@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..estimators.doubly_reparametrized import check_resampling
 from ..estimators.free_bits import check_fit
+from ..estimators.independence import check_independent_rows
 from ..estimators.layer_noise import LayerNoise, by_layer
 from ..estimators.objective import Discrete, Estimator, Objective, analytic_kls, where_discrete
 from ..estimators.reinforce import is_random
@@ -219,6 +220,8 @@ class Restart:
     def _objective(self) -> Objective:
         owned, settings, program = self.owned, self.settings, self.program
         guide = owned.guide
+        if getattr(guide, "path_derivative", None) is not None:
+            guide.path_derivative = False  # an earlier fit may have chosen it for another objective
         # The first call makes lazy guides build their parameters.
         trace = poutine.trace(guide).get_trace(**self.some)
         surrogate = self._check_guide(trace)
@@ -268,6 +271,8 @@ class Restart:
         ):
             guide.path_derivative = True
         if estimator == "importance_weighted":
+            if objective.num_particles > 1:
+                check_independent_rows(objective, self.some)
             self._reparametrize_twice(objective)
         if self.wishes.resample:
             check_resampling(objective, self.wishes.resample, settings.guide or "given")

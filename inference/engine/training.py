@@ -291,14 +291,15 @@ class Loop:
     def _blame(self, kwargs: Mapping[str, Any], noise: Row, value: float, number: int) -> str:
         """Names the site whose log density is not finite, from the same draws once more."""
         site = "the model"
+        seen, own, _ = self.objective.given(kwargs, noise)
         with torch.no_grad(), pyro.validation_enabled(False):
-            for row in zip(*noise, strict=True):
+            for row in zip(*(own or noise), strict=True):
                 with FromRow(Row(*row)):
-                    trace = self.objective.guide_trace(kwargs)
+                    trace = self.objective.guide_trace(seen)
                     values: dict[str, Any] = {
                         n: s["value"] for n, s in trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]
                     }
-                    factors = model_factors(self.objective.program, self.objective.model, kwargs, values)
+                    factors = model_factors(self.objective.program, self.objective.model, seen, values)
                 bad = [n for n, v in values.items() if isinstance(v, Tensor) and not bool(torch.isfinite(v).all())]
                 names = [f.name for f in factors if not bool(torch.isfinite(f.log_prob).all())]
                 if bad or names:

@@ -10,7 +10,7 @@ for Monte Carlo objectives"). Both aim at the same gradient.
 
 Both are means over draws with chances w_k, of grad log p and of w_k times the rest. Drawing from these (`resample`) leaves the aim
 as it is and differentiates the model a few times a step instead of K; Burda et al. 2016, section 3, name it for one draw. What is
-saved is two thirds of a step and more, and the noise is about an ELBO's.
+saved is up to two thirds of a step, and the price is noise: that of one draw from what the weights say of the posterior.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def weighted_bound(
     values = {name: value.view_as(value) for name, value in values.items()}
     for name, value in values.items():
         if value.requires_grad:
-            value.register_hook(lambda gradient, name=name: gradient * _beside(weights[0], gradient, objective, name))
+            value.register_hook(
+                lambda gradient, name=name: gradient * _beside(weights[0], gradient, objective, name).to(gradient.dtype)
+            )
     log_p_rows, log_p_total = over(score, values)
     log_p, log_q, scale = _together((log_p_rows, log_p_total), (log_q_rows, log_q_total))
     log_w = (log_p - log_q).detach()
@@ -92,9 +94,9 @@ def _resampled(
     for name, value in values.items():
         drawn = torch.take_along_dim(value, _beside(which, value, objective, name), 0)
         # The value of the draw, and its gradient times the weight.
-        chosen[name] = (
-            torch.lerp(drawn.detach(), drawn, _beside(weight, drawn, objective, name)) if drawn.requires_grad else drawn
-        )
+        if drawn.requires_grad:
+            drawn = torch.lerp(drawn.detach(), drawn, _beside(weight, drawn, objective, name).to(drawn.dtype))
+        chosen[name] = drawn
     log_p, log_q, scale = _together(over(score, chosen), of_q)
     log_q = torch.take_along_dim(log_q, which, 0)
     return (scale * (log_p - weight * log_q)).mean(0).sum(), _value(log_w, scale)
@@ -114,6 +116,10 @@ def check_resampling(objective: Objective, resample: int, guide: str) -> None:
     if resample >= objective.num_particles:
         raise ValueError(
             f"resample={resample} draws of {objective.num_particles} would save nothing; take fewer of them than num_particles, or leave it out"
+        )
+    if not objective.doubly and objective.layer_noise != "shared":
+        raise ValueError(
+            f"resample draws whole networks again, and estimator='{objective.layer_noise}' draws noise in their layers; add estimator='shared'"
         )
     if not objective.doubly:
         raise ValueError(

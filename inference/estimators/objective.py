@@ -103,11 +103,7 @@ class Objective:
         Returns:
             The tensor to differentiate and the value to report: both scalars, equal but for score-function terms.
         """
-        common = None
-        if noise is not None:
-            noise, common = self._apart(kwargs, noise)
-        if self.redrawn:
-            kwargs, common = self._redraw(kwargs, common)
+        kwargs, noise, common = self.given(kwargs, noise)
         if self.doubly and noise is not None and common is not None:
             if self.each.vectorized is None:
                 self._check_vectorized(kwargs)
@@ -160,12 +156,22 @@ class Objective:
         self.noisy_model = model.normals + model.uniforms > 0
         return guide.normals + model.normals, guide.uniforms + model.uniforms + self._share(kwargs)
 
+    def given(self, kwargs: Mapping[str, Any], noise: Row | None) -> tuple[Mapping[str, Any], Row | None, Tensor | None]:
+        """What guide and model see of a step's data and numbers: the data as drawn, the particles' own numbers, and the rest."""
+        common = None
+        if noise is not None:
+            noise, common = self._apart(kwargs, noise)
+        if self.redrawn:
+            kwargs, common = self._redraw(kwargs, common)
+        return kwargs, noise, common
+
     def _share(self, kwargs: Mapping[str, Any]) -> int:
         """What each particle's row holds of a step's common uniform numbers: for data drawn anew, and for resampling."""
         common = sum(kwargs[name].numel() for name in self.redrawn)
         if self.resample:
             index = kwargs.get("index")
-            common += self.program.num_data if index is None else len(index)
+            rows = self.program.num_data if index is None else len(index)
+            common += rows if self.program.local else 1
         return -(-common // self.num_particles)
 
     def _apart(self, kwargs: Mapping[str, Any], noise: Row) -> tuple[Row, Tensor]:

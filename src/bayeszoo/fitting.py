@@ -86,7 +86,7 @@ def fit(
             so that codes stay in use; all d numbers as one group with d times as much where their KL has no closed form
             (`amortized_full_rank`, flows). Reported losses are the plain ELBO's.
         resample: of how many of the draws of an importance-weighted bound the gradient is taken, drawn by their weights; None takes
-            all. One of 50 makes a step three times as fast or more, aims at the same gradient and has about an ELBO's noise.
+            all. One of 50 makes steps of an autoencoder two to three times as fast and aims at the same gradient, with more noise.
         restarts: independent fits from overdispersed starts; they become ArviZ chains.
         seed: same seed and device, same losses.
         discrete: `marginalize` sums out discrete latents that the guide does not have and draws them afterwards; `guide`

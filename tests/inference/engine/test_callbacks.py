@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from two_engines import fit_slope
 
 import bayeszoo as bz
@@ -19,6 +19,33 @@ def test_what_a_callback_may_change_is_not_read() -> None:
     for read in (lambda: float(beta), lambda: float(beta * 1.0)):
         with pytest.raises(ValueError, match=r"float\(\) of a tensor"):
             fit_slope(lambda a, b, read=read: a * read(), compile=True, callbacks=[lambda progress: None])
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x, k: torch.full_like(x, k),
+        lambda x, k: torch.add(x, x, alpha=k),
+        lambda x, k: x[k],
+        lambda x, k: nn.functional.leaky_relu(x, k),
+        lambda x, k: torch.tensor([k, k]).sum(),
+    ],
+)
+def test_what_a_callback_may_change_is_no_number(read: Any) -> None:
+    """A tensor without dimensions where torch takes a number: a graph would hold what it was."""
+    x, k = torch.linspace(-1.0, 1.0, 30, dtype=torch.float64), torch.tensor(1)
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w * x + read(x, k), 1.0), obs=y)
+
+    data = bz.data.Data({"x": x}, 0.7 * x)
+    assert bz.fit(model, data, "mean_field", steps=4, compile=True, progress=False).engine == "compiled"
+    with pytest.raises(
+        ValueError, match=r"what an operator takes for a number is a tensor that|torch\.tensor of tensors is used on"
+    ):
+        bz.fit(model, data, "mean_field", steps=4, compile=True, callbacks=[lambda progress: None], progress=False)
 
 
 def test_auto_leaves_callbacks_to_the_eager_engine(eager_is_dear: None) -> None:

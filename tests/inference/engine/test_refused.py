@@ -117,7 +117,28 @@ def chooses_a_function(a: Tensor, b: Tensor) -> Tensor:
     return torch.cond(a > 0.3, lambda a: a + 1.0, lambda a: 1.0 * a, (a,))
 
 
+_steps = torch.zeros(())
+
+
+def takes_a_tensor_for_a_number(a: Tensor, b: Tensor) -> Tensor:
+    number = torch.full((), _steps)
+    _steps.add_(1.0)
+    return number
+
+
+def scales_by_a_draw(a: Tensor, b: Tensor) -> Tensor:
+    return torch.add(a, b, alpha=b.detach())  # type: ignore[call-overload, no-any-return]
+
+
+def makes_a_tensor_of_tensors(a: Tensor, b: Tensor) -> Tensor:
+    _steps.add_(1.0)
+    return torch.tensor([_steps, 1.0]).sum()
+
+
 REFUSED = {
+    takes_a_tensor_for_a_number: r"a value is read from a tensor that the step updates.*what an operator takes for a number .*torch.full",
+    scales_by_a_draw: "",
+    makes_a_tensor_of_tensors: r"a value is read from a tensor that the step updates.*torch.tensor of tensors .*line \d+: return torch.tensor",
     prints: r"printing a tensor .*line \d+: return float\(repr",
     hands_over: r"from_dlpack .*line \d+: return float\(np.from_dlpack",
     writes_where_a_draw_is_large: r"depends on values \(test_refused.py, line \d+: both\[both > 0.3\] = a \* b",

@@ -91,7 +91,7 @@ def test_both_engines_learn_the_same(batch_size: int | None) -> None:
     }  # fmt: skip
     a, b = (bz.fit(model, data, "amortized", compile=c, **options) for c in (False, True))
     assert b.engine == "compiled"
-    torch.testing.assert_close(torch.tensor(a.losses), torch.tensor(b.losses), rtol=1e-8, atol=0)
+    assert b.losses == pytest.approx(a.losses, rel=1e-8)
 
 
 def test_it_learns_what_all_draws_learn() -> None:
@@ -130,6 +130,61 @@ class Noisy(nn.Module):
 def test_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         bz.fit(*pictures(), **{"guide": "amortized", "steps": 2, "progress": False, **options})  # type: ignore[arg-type]
+
+
+def test_refused_for_noise_in_layers() -> None:
+    network = bz.models.BayesianNN(nn.Linear(3, 2), likelihood="gaussian")
+    data = bz.data.Data({"x": torch.randn(9, 3, dtype=F64)}, torch.randn(9, 2, dtype=F64))
+    options = {
+        "steps": 2,
+        "loss": "importance_weighted",
+        "num_particles": 3,
+        "resample": 1,
+        "progress": False,
+        "compile": False,
+    }
+    with pytest.raises(ValueError, match="add estimator='shared'"):
+        bz.fit(network, data, "mean_field", **options)
+    assert len(bz.fit(network, data, "mean_field", estimator="shared", **options).losses) == 2
+
+
+class Neighbours(nn.Module):
+    """An observation's mean has a part of its neighbour's latent, or none."""
+
+    def __init__(self, part: float) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, y: Tensor | None = None) -> None:
+        with pyro.plate("data", 12, dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+            pyro.sample("y", dist.Normal(z + self.part * z.roll(1), 0.5), obs=y)
+
+
+@pytest.mark.parametrize("resample", [None, 1])
+def test_rows_that_see_the_latents_of_others_have_no_weights_of_their_own(resample: int | None) -> None:
+    data = bz.data.Data({}, observed=torch.randn(12, dtype=F64))
+    options = {
+        "steps": 2,
+        "loss": "importance_weighted",
+        "num_particles": 3,
+        "progress": False,
+        "compile": False,
+        "resample": resample,
+    }
+    with pytest.raises(ValueError, match="the density of one depends on the latents of others"):
+        bz.fit(Neighbours(0.9), data, "mean_field", **options)
+    assert len(bz.fit(Neighbours(0.0), data, "mean_field", **options).losses) == 2
+    assert len(bz.fit(Neighbours(0.9), data, "full_rank", **options).losses) == 2  # one weight for all rows
+
+
+def test_the_next_fit_of_a_guide_chooses_its_gradient_anew() -> None:
+    fit = begun(*pictures(), "amortized", DRAWS)
+    assert fit.guide.path_derivative is True
+    again = bz.fit(
+        fit.model, fit.data, fit.guide, steps=2, loss="importance_weighted", num_particles=1, compile=False, progress=False
+    )
+    assert again.guide.path_derivative is False
 
 
 def test_refused_for_models_that_draw() -> None:
