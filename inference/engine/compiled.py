@@ -436,10 +436,23 @@ class Engine:
         self.cuda_graphs: dict[int, Any] = {}
         self._check(graph)
         self.loop.tables.compiled = True
+        self.kinds = self._kinds()
+
+    def _kinds(self) -> list[Any]:
+        """What a graph takes for granted of parameters and modules, and a callback may change."""
+        modules = [m for part in self.step.modules if isinstance(part, nn.Module) for m in part.modules()]
+        return [(p.data_ptr(), p.requires_grad) for p in self.loop.leaves] + [m.training for m in modules]
 
     def advance(self, first: int, count: int) -> bool:
         """Runs rows first, ..., first + count - 1; False (and nothing changed) if a number was not finite."""
         loop = self.loop
+        if loop.callbacks and self._kinds() != self.kinds:
+            loop.engine = None
+            warn_eager(
+                "a callback has given a parameter other memory (p.data = ...), frozen or freed one, or changed a module's mode, which a graph "
+                "does not see"
+            )
+            return False
         with torch.no_grad():
             torch._foreach_copy_(self.saved, self.step.state)
             generator = torch.get_rng_state()

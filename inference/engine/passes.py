@@ -80,8 +80,6 @@ def _replacement(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         if product is None or node.target is aten.mm.default:
             return product
         return graph.call_function(aten.add.Tensor, (product, node.args[0]))
-    if node.target is aten.add.Tensor and len(node.args) == 2 and not node.kwargs:
-        return _affine(graph, *node.args) or _affine(graph, *node.args[::-1])
     if node.target is aten.mv.default:
         a = _meta(node.args[0])
         large = a is not None and a.shape.numel() >= LARGE
@@ -101,23 +99,6 @@ def _replacement(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
             return None
         return graph.call_function(ours.rows.default, (table, rows))
     return None
-
-
-def _affine(graph: fx.Graph, product: Any, bias: Any) -> fx.Node | None:
-    """A product and a vector that all of its rows have added, where what follows gains by seeing numbers without rows.
-
-    Inductor goes row by row where a vector is added, and each row ends with a part of a vector; a sum that begins at
-    the bias leaves it one long row.
-    """
-    aten, vector, whole = torch.ops.aten, _meta(bias), _meta(product)
-    if vector is None or whole is None or product.target is not aten.mm.default or len(product.users) > 1:
-        return None
-    width = whole.shape[-1]
-    plain = vector.dtype == whole.dtype == torch.float32 and tuple(vector.shape) == (width,) and vector.stride == (1,)
-    lanes = {"AVX512": 16, "AVX2": 8}.get(products.vectors())
-    if not plain or lanes is None or -(-width // lanes) * lanes < 1.1 * width:
-        return None
-    return graph.call_function(aten.addmm.default, (bias, *product.args))
 
 
 def _read_as_transpose(node: fx.Node, turned: bool = False) -> bool:

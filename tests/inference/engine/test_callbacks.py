@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pyro
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from two_engines import fit_slope
 
 import bayeszoo as bz
+from bayeszoo.inference import NotCompiledWarning
 
 
 def test_what_a_callback_may_change_is_not_read() -> None:
@@ -46,6 +48,31 @@ def test_what_a_callback_may_change_is_no_number(read: Any) -> None:
         ValueError, match=r"what an operator takes for a number is a tensor that|torch\.tensor of tensors is used on"
     ):
         bz.fit(model, data, "mean_field", steps=4, compile=True, callbacks=[lambda progress: None], progress=False)
+
+
+@pytest.mark.parametrize("changes", ["memory", "frozen", "mode"])
+def test_what_a_callback_may_not_change_ends_the_compiled_steps(changes: str, uncompiled: None) -> None:
+    """With a warning, and with the eager engine's losses from there on."""
+    losses = []
+    for compile in (False, True):
+
+        def change(progress: Any) -> None:
+            parameter = next(iter(progress.parameters.values()))
+            if progress.step == 20 and changes == "memory":
+                parameter.data = parameter.data + 1.0
+            elif progress.step == 20 and changes == "frozen":
+                parameter.requires_grad_(False)
+            elif progress.step == 20:
+                progress.guide.eval()
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit = fit_slope(compile=compile, callbacks=[change])
+        said = [str(w.message) for w in caught if issubclass(w.category, NotCompiledWarning)]
+        assert len(said) == int(compile)
+        assert not said or "a callback has given a parameter other memory" in said[0]
+        losses.append(fit.losses)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
 
 
 def test_auto_leaves_callbacks_to_the_eager_engine(eager_is_dear: None) -> None:
