@@ -320,11 +320,13 @@ class _Reads(TorchFunctionMode):
                 return (labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)).long()
         if func is torch.where and len(args) == 1 and not kwargs:
             operation = "torch.where with a condition alone"
-        if func in _LISTS and not isinstance(given := args[-1] if args else None, Tensor) and tensors_in(given):
-            operation = f"{_LISTS[func]} of tensors"
+        read: Any = (args, kwargs)
+        if func in _LISTS:
+            read = [t for given in (args[func is torch.Tensor.new_tensor :], kwargs) for t in _listed(given)]
+            operation = f"{_LISTS[func]} of tensors" if read else None
         if operation is None:
             return func(*args, **kwargs)
-        self.read(operation, tensors_in((args, kwargs)), shape=func not in _READS and func not in _LISTS)
+        self.read(operation, tensors_in(read), shape=func not in _READS and func not in _LISTS)
         with self._reading():
             return func(*args, **kwargs)
 
@@ -422,6 +424,14 @@ def _checksum(tensor: Tensor) -> int:
     if tensor.device.type != "cpu":
         return tensor._version
     return checksum(tensor.detach().resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy())
+
+
+def _listed(given: Any) -> Iterator[Tensor]:
+    """The tensors inside of lists: a tensor by itself is copied, and its values are not read."""
+    values = given.values() if isinstance(given, dict) else given
+    for value in values:
+        if not isinstance(value, Tensor):
+            yield from tensors_in(value)
 
 
 def _is_mask(index: Tensor) -> bool:
