@@ -8,6 +8,7 @@ units of posterior sds, one step size suits every model, and a change of a param
 from __future__ import annotations
 
 import contextlib
+import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -164,13 +165,37 @@ def _central(site: Site) -> Tensor:
     return value
 
 
+#: The plates that a guide has opened and lends to one of its parts; in a trace each must stand once.
+_LENT: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar("plates", default=None)
+
+
+def opened(name: str, size: int, rows: Tensor | None, dim: int) -> Any:
+    """A plate, or the one of that name that the whole guide has opened."""
+    plates = _LENT.get()
+    if plates is None:
+        return pyro.plate(name, size, subsample=rows, dim=dim)
+    if name not in plates:  # made when it is wanted, for that is recorded
+        plates[name] = pyro.plate(name, size, subsample=rows, dim=dim)
+    return plates[name]
+
+
 class Plates:
     """Opens the model's plates in a guide, each once, the data plate with the batch's rows."""
 
     def __init__(self, program: Program, index: Tensor | None) -> None:
         self.program = program
         self.index = index
-        self.open: dict[str, Any] = {}
+        lent = _LENT.get()
+        self.open: dict[str, Any] = {} if lent is None else lent
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Inside, a part of the guide takes these plates for its own."""
+        token = _LENT.set(self.open)
+        try:
+            yield
+        finally:
+            _LENT.reset(token)
 
     @contextlib.contextmanager
     def around(self, site: Site) -> Iterator[None]:

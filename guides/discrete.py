@@ -103,7 +103,8 @@ class DiscreteGuide(PyroModule):
         """Draws the continuous latents and each discrete one."""
         plates = Plates(self.program, index)
         if self.continuous is not None:
-            self.continuous(*args, index=index, **kwargs)
+            with plates.lent():
+                self.continuous(*args, index=index, **kwargs)
         for (name, site), part in zip(self.sites.items(), self.parts, strict=True):
             logits, infer = part(index, kwargs)
             logits = _masked(part, logits)
