@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .asked import Asked
 from .attributes import Attributes, tensors_in
+from .classes import out_of_range, unwrapped
 from .contents import checksum
 from .mapped import PlainLosses
 from .memory import is_view
@@ -313,10 +314,10 @@ class _Reads(TorchFunctionMode):
             # Torch's own reads whether a class is out of range; here the loss is then none. What torch draws is in range.
             labels, classes = args
             of_torch = sys._getframe(1).f_code.co_filename == one_hot_categorical.__file__
-            mapped = torch._C._functorch.is_functorch_wrapped_tensor(labels)  # a flag could not leave the map
-            if of_torch or (self.flags is not None and not mapped and not labels.is_floating_point()):
+            if of_torch or (self.flags is not None and not labels.is_floating_point()):
                 if not of_torch and self.flags is not None:
-                    self.flags.append(((labels < 0) | (labels >= classes)).any())
+                    below, above = out_of_range(labels, classes)
+                    self.flags.append(below | above)
                 return (labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)).long()
         if func is torch.where and len(args) == 1 and not kwargs:
             operation = "torch.where with a condition alone"
@@ -379,8 +380,7 @@ class _Reads(TorchFunctionMode):
         """Whether a tensor may have another value at another step; the tensors from outside that it was made of are noted."""
         from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 
-        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            tensor = torch._C._functorch.get_unwrapped(tensor)
+        tensor = unwrapped(tensor)
         mode = get_proxy_mode()
         slot: Any = get_proxy_slot(tensor, mode.tracer, None) if mode is not None else None
         if id(tensor) in self.changing or slot is None or mode is None:

@@ -22,6 +22,8 @@ import torch.utils.checkpoint
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .classes import check_range
+
 
 @contextlib.contextmanager
 def kept_generators() -> Iterator[None]:
@@ -157,6 +159,10 @@ def _dropout(
     return input * keep / (1 - p)
 
 
+def _one_hot(noise: _Noise, tensor: Tensor, num_classes: int = -1) -> None:
+    check_range(tensor, num_classes)
+
+
 def _fill(tensor: Tensor, draw: Tensor) -> Tensor:
     """Writes the draw into the tensor, unless they are mapped differently: then the draw takes the tensor's place."""
     if torch._C._functorch.is_batchedtensor(draw) and not torch._C._functorch.is_batchedtensor(tensor):
@@ -180,6 +186,7 @@ _SAMPLERS: dict[Any, Callable[..., Tensor | None]] = {
     torch.Tensor.exponential_: _fill_exponential,
     torch.dropout: _dropout,
     torch.nn.functional.dropout: _dropout,
+    torch.nn.functional.one_hot: _one_hot,
 }
 
 

@@ -44,6 +44,33 @@ def test_classes_may_be_one_hot(batch_size: int | None, uncompiled: None) -> Non
     assert fits[1].losses == pytest.approx(fits[0].losses, rel=1e-10)
 
 
+class Drawn(nn.Module):
+    """The classes follow a draw, and rarely leave their range by it."""
+
+    def __init__(self, by: int) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, c: Tensor, y: Tensor | None = None, num_data: int | None = None, index: Tensor | None = None) -> None:
+        effects = pyro.sample("effects", dist.Normal(0.0, torch.ones(4, dtype=torch.float64)).to_event(1))
+        labels = c + self.by * (effects[..., 3:] > 3.0).long()
+        with pyro.plate("data", num_data or len(c), subsample=index):
+            mean = nn.functional.one_hot(labels, num_classes=4).double() @ effects
+            pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+
+@pytest.mark.parametrize("mapped", [{"num_particles": 3}, {"restarts": 2}, {"restarts": 2, "num_particles": 3}], ids=str)
+@pytest.mark.parametrize("compile", [False, True])
+def test_torch_looks_at_mapped_classes_too(compile: bool, mapped: dict[str, int], uncompiled: None) -> None:
+    """Particles and restarts are mapped, where torch gives a class out of range a row of zeros."""
+    data, options = counted(None)
+    losses = [bz.fit(Drawn(0), data, "mean_field", compile=c, **mapped, **options).losses for c in (False, compile)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-10)
+    for by, says in ((4, "smaller than num_classes"), (-4, "non-negative")):
+        with pytest.raises(RuntimeError, match=f"Class values must be {says}"):
+            bz.fit(Drawn(by), data, "mean_field", compile=compile, **mapped, **{**options, "steps": 600})
+
+
 @pytest.mark.parametrize(("by", "says"), [(4, "smaller than num_classes"), (-4, "non-negative")])
 @pytest.mark.parametrize("compile", [False, True])
 def test_classes_out_of_range_are_found_by_both_engines(compile: bool, by: int, says: str, uncompiled: None) -> None:
