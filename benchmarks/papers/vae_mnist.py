@@ -155,6 +155,7 @@ def measure(k: int, train: bz.data.Data, test: bz.data.Data, asked: argparse.Nam
         "spread": found.spread, "ess": float(found.ess.median()), "elbo": float(found.elbo.mean()), "pictures": len(test), "draws": asked.draws, "seconds": seconds,
         "step": fit.timings["steps"] / len(fit.losses), "test_seconds": time.perf_counter() - began, "engine": fit.engine,
         "device": str(fit.device), "rate": asked.rate, "begin": Path(asked.begin).name if asked.begin else "",
+        "before": ", ".join(f"k = {min(k, s.most or k)}, {n:,} of the passes" for s, n in zip(FORMS[asked.form][:-1], passes(asked), strict=False)),
     }  # fmt: skip
 
 
@@ -179,9 +180,9 @@ def main(asked: argparse.Namespace, out: Path) -> None:
 
 
 def begun(run: Mapping[str, Any]) -> str:
-    """Where training began: nothing for new weights, or the weights and passes of an earlier run."""
+    """Where training began: nothing for new weights, or the weights and passes of an earlier stage or run."""
     if not run.get("begin"):
-        return ""
+        return str(run.get("before", ""))
     _, k, passes = run["begin"].split("_")[:3]
     return f"k = {k}, {int(passes):,} passes, rate {run['rate']:g}"
 
