@@ -32,7 +32,7 @@ from torch.distributions import biject_to, constraints
 from torch.nn import functional as F
 
 from ..inference.target.program import DATA_PLATE, BoundData, Site, describe, row_tensors
-from .continuous import is_real, normal_in, opened
+from .continuous import Plates, is_real, normal_in
 from .flow import identity_flow
 from .own_draws import OwnDraws
 from .path_derivative import PathDerivative
@@ -109,7 +109,7 @@ class LocalPosterior(PyroModule):
         """The data plate with these observations, which need not be those of the training data."""
         dim = next(iter(self.sites.values())).plates[0].dim
         size = rows if index is None else values.get("num_data") or self.program.num_data
-        return opened(DATA_PLATE, size, index, dim)
+        return Plates(self.program, index).plate(DATA_PLATE, size, index, dim)
 
     def draw_jointly(self, base: Any, plate: Any) -> None:
         """Draws one vector an observation from `base`, and writes each site as a `Delta` that carries its Jacobian."""

@@ -169,16 +169,6 @@ def _central(site: Site) -> Tensor:
 _LENT: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar("plates", default=None)
 
 
-def opened(name: str, size: int, rows: Tensor | None, dim: int) -> Any:
-    """A plate, or the one of that name that the whole guide has opened."""
-    plates = _LENT.get()
-    if plates is None:
-        return pyro.plate(name, size, subsample=rows, dim=dim)
-    if name not in plates:  # made when it is wanted, for that is recorded
-        plates[name] = pyro.plate(name, size, subsample=rows, dim=dim)
-    return plates[name]
-
-
 class Plates:
     """Opens the model's plates in a guide, each once, the data plate with the batch's rows."""
 
@@ -202,11 +192,15 @@ class Plates:
         """The plates of one site, as nested contexts."""
         with contextlib.ExitStack() as stack:
             for plate in site.plates:
-                if plate.name not in self.open:
-                    rows = self.index if plate.name == DATA_PLATE else None
-                    self.open[plate.name] = pyro.plate(plate.name, plate.size, subsample=rows, dim=plate.dim)
-                stack.enter_context(self.open[plate.name])
+                rows = self.index if plate.name == DATA_PLATE else None
+                stack.enter_context(self.plate(plate.name, plate.size, rows, plate.dim))
             yield
+
+    def plate(self, name: str, size: int, rows: Tensor | None, dim: int) -> Any:
+        """One plate, made when it is first wanted: making it is what a trace records."""
+        if name not in self.open:
+            self.open[name] = pyro.plate(name, size, subsample=rows, dim=dim)
+        return self.open[name]
 
     def rows(self, site: Site, value: Tensor) -> Tensor:
         """The batch's rows of a per-observation tensor whose leading dimensions are the site's plates."""

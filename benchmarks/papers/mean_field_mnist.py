@@ -79,6 +79,8 @@ def main(asked: argparse.Namespace, out: Path) -> None:
     for guide in asked.guides.split(","):
         pilots: list[dict[str, Any]] = []
         if guide == "same":
+            if "mean_field" not in found:
+                raise SystemExit("same is MAP under the prior that mean field has chosen; run --guides mean_field,same")
             prior = next(p for p in PRIORS if found["mean_field"]["run"]["prior"].startswith(p))
             found["map, mean field's prior"] = {
                 "pilots": pilots,

@@ -436,12 +436,12 @@ class Engine:
         self.cuda_graphs: dict[int, Any] = {}
         self._check(graph)
         self.loop.tables.compiled = True
+        self.modules = [m for part in step.modules if isinstance(part, nn.Module) for m in part.modules()]
         self.kinds = self._kinds()
 
     def _kinds(self) -> list[Any]:
         """What a graph takes for granted of parameters and modules, and a callback may change."""
-        modules = [m for part in self.step.modules if isinstance(part, nn.Module) for m in part.modules()]
-        return [(p.data_ptr(), p.requires_grad) for p in self.loop.leaves] + [m.training for m in modules]
+        return [(p.data_ptr(), p.requires_grad) for p in self.loop.leaves] + [m.training for m in self.modules]
 
     def advance(self, first: int, count: int) -> bool:
         """Runs rows first, ..., first + count - 1; False (and nothing changed) if a number was not finite."""

@@ -292,8 +292,9 @@ class Loop:
         """Names the site whose log density is not finite, from the same draws once more."""
         site = "the model"
         seen, own, _ = self.objective.given(kwargs, noise)
+        assert own is not None
         with torch.no_grad(), pyro.validation_enabled(False):
-            for row in zip(*(own or noise), strict=True):
+            for row in zip(*own, strict=True):
                 with FromRow(Row(*row)):
                     trace = self.objective.guide_trace(seen)
                     values: dict[str, Any] = {

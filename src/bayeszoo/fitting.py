@@ -134,8 +134,9 @@ def fit(
         return inference.fit(
             model, data, builder, guide_name=name, loss=loss, optimizer=optimizer, steps=steps, epochs=epochs,
             batch_size=batch_size, num_particles=num_particles, estimator=estimator, schedule=schedule, clip_norm=clip_norm,
-            kl_weight=kl_weight, free_bits=free_bits, resample=resample, restarts=restarts, seed=seed, discrete=discrete, device=device, dtype=dtype, validation=validation, callbacks=callbacks, progress=progress,
-            compile=compile, guide_options=options,
+            kl_weight=kl_weight, free_bits=free_bits, resample=resample, restarts=restarts, seed=seed, discrete=discrete,
+            device=device, dtype=dtype, validation=validation, callbacks=callbacks, progress=progress, compile=compile,
+            guide_options=options,
         )  # fmt: skip
 
 
