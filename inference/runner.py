@@ -135,18 +135,18 @@ def fit(
 
 
 def _warn_of_modules(owned: Owned) -> None:
-    """Says what nobody sees of modules that plain functions hold."""
+    """Says what nobody sees of modules that are called from outside of model and guide."""
     lines = []
     if owned.borrowed.continued:
         lines.append(
             f"parameters of a {owned.borrowed.continued} that a plain function holds begin where an earlier fit has left them; make the module "
-            "anew, or the function a PyroModule that holds it, for a fit that knows nothing of earlier ones"
+            "anew, or hold it in a PyroModule that is passed, for a fit that knows nothing of earlier ones"
         )
     untrained = owned.borrowed.untrained({id(p) for p in owned.parameters().values()})
     if untrained:
         lines.append(
-            f"a {untrained} that a plain function calls stays as it is, as Pyro trains what it has been told of: add pyro.module('net', net) "
-            "to the function, or net.requires_grad_(False) where that is meant"
+            f"a {untrained} that is called without being a submodule stays as it is, as Pyro trains what it has been told of: add "
+            "pyro.module('net', net) where it is called, or net.requires_grad_(False) where that is meant"
         )
     for line in lines:
         warnings.warn(line, stacklevel=2, skip_file_prefixes=PACKAGE)

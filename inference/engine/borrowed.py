@@ -1,4 +1,4 @@
-"""A fit's own values of modules that plain functions hold.
+"""A fit's own values of modules that plain functions hold, and modules that call them without having them as submodules.
 
 A `PyroModule` is copied before it is fitted. What a function holds cannot be: its references are anywhere. So the tensors stay where
 they are, and for as long as a fit is active they have the fit's values, in its precision and on its device. The user's come back after
@@ -11,7 +11,7 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,6 +140,26 @@ class Borrowed:
         self._theirs.grads[tensor], tensor.grad = tensor.grad, None
         self._theirs.contents[tensor] = tensor.data
         self._contents[tensor] = tensor.data = self._copied(tensor)
+
+    def stayed(self, memo: Mapping[int, Any]) -> list[Tensor]:
+        """Tensors that `copy.deepcopy` has copied alone, from a store of parameters, and not the modules that have them."""
+        copied = {id(tensor) for module in list(self._modes) if id(module) in memo for tensor in _held(module)}
+        return [tensor for tensor in list(self._contents) if id(tensor) in memo and id(tensor) not in copied]
+
+    def begin_as(self, other: Borrowed, memo: Mapping[int, Any]) -> None:
+        """Takes what another fit has found, with values of its own that are the other's now; when neither is `lent`.
+
+        Args:
+            memo: of `copy.deepcopy`: what modules and tensors have been copied to, by id. All others are still shared.
+        """
+        self.continued, self.looks = other.continued, other.looks
+        self.own_called = {id(own): own for own in (memo.get(key, module) for key, module in other.own_called.items())}
+        for tensor, content in list(other._contents.items()):
+            self._contents[memo.get(id(tensor), tensor)] = content.clone()
+        for module, buffers in list(other._buffers.items()):
+            place = memo.get(id(module), module)
+            self._modes[place] = other._modes[module]
+            self._buffers[place] = {name: buffer.clone() for name, buffer in buffers.items()}
 
     def _copied(self, tensor: Tensor) -> Tensor:
         with _disable_current_modes():

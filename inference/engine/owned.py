@@ -2,7 +2,7 @@
 
 Modules hold their parameters themselves, those of `pyro.param` statements in a `PyroModule` too (`LocalStore`). Plain functions keep
 theirs in Pyro's global store; each fit owns a private copy of that store, so fits in one process never see each other. Of the modules
-that functions hold, registered with `pyro.module` or not, each fit has values of its own (`borrowed`).
+that functions hold, or that modules call from elsewhere, registered with `pyro.module` or not, each fit has values of its own (`borrowed`).
 """
 
 from __future__ import annotations
@@ -117,8 +117,7 @@ class Owned:
             self.store = stack.enter_context(pyro.get_param_store().scope(self.store))
             self._entered = True
             stack.callback(setattr, self, "_entered", False)
-            if not (isinstance(self.model, nn.Module) and isinstance(self.guide, nn.Module)):
-                stack.enter_context(self.borrowed.lent((self.model, self.guide)))
+            stack.enter_context(self.borrowed.lent((self.model, self.guide)))
             yield
 
     def beside(self, guide: Any) -> Owned:
@@ -126,6 +125,27 @@ class Owned:
         other = Owned(self.model, guide, self.dtype, self.device, self.store, self.reached, self.copied)
         other.borrowed = self.borrowed
         return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Owned:
+        with _whole_autoguides(self.guide if isinstance(self.guide, nn.Module) else None) as links:
+            guide = copy.deepcopy(self.guide, memo)
+        model = copy.deepcopy(self.model, memo)
+        for part, wrapped in zip(guide.modules() if links else (), links, strict=True):
+            if wrapped is not None:
+                part._model = copy.deepcopy(wrapped, memo)
+        other = Owned(model, guide, self.dtype, self.device, copy.deepcopy(self.store, memo))
+        # What functions hold stays where it is, unless it was copied with them, as that of a `functools.partial` is.
+        stayed = {id(memo.pop(id(tensor))): tensor for tensor in self.borrowed.stayed(memo)}
+        other.store["params"] = {name: stayed.get(id(value), value) for name, value in other.store["params"].items()}
+        for store, key in other.local_slots().values():
+            store[key] = stayed.get(id(store[key]), store[key])
+        other.reached = {name: memo.get(id(value), value) for name, value in self.reached.items()}
+        other.copied = [(original, memo.get(id(own), own)) for original, own in self.copied]
+        other.borrowed.begin_as(self.borrowed, memo)
+        return other
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a fit cannot be pickled: fit.save(path) writes it, and bz.load(path) reads it")
 
     def _modules(self) -> Iterator[nn.Module]:
         for part in (self.model, self.guide):
@@ -234,7 +254,12 @@ def own(model: Any, guide: GuideBuilder, data: Any, dtype: torch.dtype, device: 
     originals |= _holders_of_methods(shared, originals)
     with _whole_autoguides(originals.get("guide")) as links:
         try:
-            copies: dict[str, Any] = dict(copy.deepcopy(originals))
+            memo: dict[int, Any] = {}
+            copies: dict[str, Any] = dict(copy.deepcopy(originals, memo))
+            for part in () if "model" in copies or "model's" in copies else (model, getattr(model, "__self__", model)):
+                memo[id(part)] = part  # functions stay, and what they hold
+            # Pyro wraps the model where a guide says how values begin.
+            links = copy.deepcopy(links, memo)
         except (TypeError, RuntimeError) as error:
             raise ValueError(
                 f"model and guide are copied before they are fitted, and these cannot be ({str(error).splitlines()[0]}): keep locks, "
@@ -246,7 +271,7 @@ def own(model: Any, guide: GuideBuilder, data: Any, dtype: torch.dtype, device: 
     own_model = copies.get("model", model)
     for part, wrapped in zip(copies["guide"].modules() if links else (), links, strict=True):
         if wrapped is not None:
-            part._model = (own_model if wrapped is model else wrapped,)
+            part._model = wrapped
     if isinstance(own_model, nn.Module):
         _to(own_model, dtype, device)
     owned = Owned(own_model, copies.get("guide", guide), dtype, device)
@@ -284,11 +309,11 @@ def _whole_autoguides(guide: nn.Module | None) -> Iterator[list[Any]]:
     """Pyro's autoguides lose their model and master when they are copied, the original too: this puts the original's back.
 
     Yields:
-        For each submodule of the guide, the model that it wraps, or None.
+        For each submodule of the guide, the model that it wraps, in a tuple of one, or None.
     """
     parts = list(guide.modules()) if guide is not None else []
     kept = [(part, part._model, part.master) for part in parts if isinstance(part, AutoGuide)]
-    links = {id(part): model[0] for part, model, _ in kept if model is not None}
+    links = {id(part): model for part, model, _ in kept}
     yield [links.get(id(part)) for part in parts]
     for part, model, master in kept:
         part._model, part.master = model, master

@@ -54,27 +54,50 @@ class Holds(PyroModule):
         function(self.net, registered=False)(x, y)
 
 
+class Calls(PyroModule):
+    """The same with a network from elsewhere, which is no submodule."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.model = function(net)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+        self.model(x, y)
+
+
+class CallsFromTorch(nn.Module):
+    """The same, and its parameters are in Pyro's global store."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.model = function(net)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+        self.model(x, y)
+
+
 def curve(seed: int = 0) -> bz.data.Data:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(40, 2, generator=generator, dtype=torch.float64)
     return bz.data.Data({"x": x}, torch.sin(x.sum(1)) + 0.1 * torch.randn(40, generator=generator, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("caller", [function, Calls, CallsFromTorch])
 @pytest.mark.parametrize(
     "options",
     [{}, {"compile": True}, {"restarts": 2}, {"compile": True, "restarts": 2}, {"dtype": torch.float32}, {"moving": True}],
 )
-def test_a_function_fits_as_a_module_that_holds_the_same_network(
-    options: dict[str, Any], uncompiled: None, tmp_path: Any
+def test_what_calls_a_network_fits_as_a_module_that_holds_it(
+    options: dict[str, Any], caller: Callable[[nn.Module], Any], uncompiled: None, tmp_path: Any
 ) -> None:
     """In the data's precision, with every restart from the same beginning, dropout off where it answers; and so it is loaded."""
-    between = (nn.BatchNorm1d(4), nn.Dropout(0.3)) if options.pop("moving", False) else ()
+    between = (nn.BatchNorm1d(4), nn.Dropout(0.3)) if "moving" in options else ()
     net, data = network(*between), curve()
     before = copy.deepcopy(net.state_dict())
     modes = [part.training for part in net.modules()]
-    options = {"steps": 40, "progress": False, "compile": False} | options
+    options = {"steps": 40, "progress": False, "compile": False} | {k: v for k, v in options.items() if k != "moving"}
     other = bz.fit(Holds(net), data, "mean_field", **options)
-    fit = bz.fit(function(net), data, "mean_field", **options)
+    fit = bz.fit(caller(net), data, "mean_field", **options)
     for a, b in zip(fit.runs, other.runs, strict=True):
         assert a.history.losses == pytest.approx(b.history.losses, rel=1e-5 if "dtype" in options else 1e-10)
     answers = fit.predict(data.inputs, n=20)
@@ -88,7 +111,7 @@ def test_a_function_fits_as_a_module_that_holds_the_same_network(
         assert torch.allclose(value, theirs[name].to(value), atol=1e-5)
     assert not torch.equal(net.state_dict()["0.weight"], before["0.weight"])
     fit.save(tmp_path)
-    again = bz.load(tmp_path, model=function(network(*between)))
+    again = bz.load(tmp_path, model=caller(network(*between)))
     assert torch.equal(again.predict(data.inputs, n=20).mean, answers.mean)
 
 
@@ -283,7 +306,9 @@ def test_a_builder_may_call_its_guide() -> None:
 
 
 def test_a_network_that_pyro_was_not_told_of_is_named() -> None:
-    with pytest.warns(UserWarning, match=r"a Linear that a plain function calls stays as it is.* add pyro.module") as caught:
+    with pytest.warns(
+        UserWarning, match=r"a Linear that is called without being a submodule stays as it is.* add pyro.module"
+    ) as caught:
         bz.fit(function(network(), registered=False), curve(), "mean_field", steps=3, progress=False, compile=False)
     assert [Path(w.filename).name for w in caught] == [Path(__file__).name]
 
@@ -353,3 +378,20 @@ def test_a_guide_that_is_a_method_of_the_model_shares_its_parameters() -> None:
         ValueError, match=r"a function calls a Linear of the module that was passed beside it.* such as model.guide"
     ):
         bz.fit(tied, data, lambda x, y=None: tied.guide(x, y), **options)  # type: ignore[arg-type]
+
+
+def test_a_network_that_a_module_keeps_in_a_list_is_trained() -> None:
+    """It is copied with the module, and no submodule: `pyro.module` says that it is trained."""
+
+    class Lists(PyroModule):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.nets = [copy.deepcopy(net)]
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+            function(self.nets[0])(x, y)
+
+    options: dict[str, Any] = {"steps": 40, "progress": False, "compile": False}
+    first, other = (bz.fit(model(network()), curve(), "mean_field", **options) for model in (Lists, Holds))
+    assert first.losses == pytest.approx(other.losses, rel=1e-10)
+    assert torch.allclose(first.predict(curve().inputs, n=20).mean, other.predict(curve().inputs, n=20).mean)
