@@ -67,6 +67,11 @@ class Borrowed:
     def __contains__(self, part: object) -> bool:
         return part in (self._modes if isinstance(part, nn.Module) else self._contents)
 
+    @property
+    def has_any(self) -> bool:
+        """Whether anything was found."""
+        return len(self._contents) + len(self._modes) > 0
+
     @contextlib.contextmanager
     def lent(self, parts: Iterable[Any] = ()) -> Iterator[None]:
         """Inside, what was found has the values of this fit, and what else is called is found.

@@ -117,7 +117,10 @@ class Owned:
             self.store = stack.enter_context(pyro.get_param_store().scope(self.store))
             self._entered = True
             stack.callback(setattr, self, "_entered", False)
-            stack.enter_context(self.borrowed.lent((self.model, self.guide)))
+            # Watching every call of a module costs an eager step some percent.
+            modules = isinstance(self.model, nn.Module) and isinstance(self.guide, nn.Module)
+            if self.borrowed.looks or self.borrowed.has_any or not modules:
+                stack.enter_context(self.borrowed.lent((self.model, self.guide)))
             yield
 
     def beside(self, guide: Any) -> Owned:
