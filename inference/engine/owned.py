@@ -135,7 +135,7 @@ class Owned:
         model = copy.deepcopy(self.model, memo)
         for part, wrapped in zip(guide.modules() if links else (), links, strict=True):
             if wrapped is not None:
-                part._model = copy.deepcopy(wrapped, memo)
+                part._model = wrapped if model is self.model else copy.deepcopy(wrapped, memo)
         other = Owned(model, guide, self.dtype, self.device, copy.deepcopy(self.store, memo))
         # What functions hold stays where it is, unless it was copied with them, as that of a `functools.partial` is.
         stayed = {id(memo.pop(id(tensor))): tensor for tensor in self.borrowed.stayed(memo)}
@@ -259,10 +259,8 @@ def own(model: Any, guide: GuideBuilder, data: Any, dtype: torch.dtype, device: 
         try:
             memo: dict[int, Any] = {}
             copies: dict[str, Any] = dict(copy.deepcopy(originals, memo))
-            for part in () if "model" in copies or "model's" in copies else (model, getattr(model, "__self__", model)):
-                memo[id(part)] = part  # functions stay, and what they hold
-            # Pyro wraps the model where a guide says how values begin.
-            links = copy.deepcopy(links, memo)
+            if "model" in copies or "model's" in copies:  # Pyro wraps the model in what says how values begin
+                links = copy.deepcopy(links, memo)
         except (TypeError, RuntimeError) as error:
             raise ValueError(
                 f"model and guide are copied before they are fitted, and these cannot be ({str(error).splitlines()[0]}): keep locks, "

@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -395,3 +396,18 @@ def test_a_network_that_a_module_keeps_in_a_list_is_trained() -> None:
     first, other = (bz.fit(model(network()), curve(), "mean_field", **options) for model in (Lists, Holds))
     assert first.losses == pytest.approx(other.losses, rel=1e-10)
     assert torch.allclose(first.predict(curve().inputs, n=20).mean, other.predict(curve().inputs, n=20).mean)
+
+
+@pytest.mark.parametrize("through", ["module", "function"])
+def test_autoguides_of_pyro_look_at_the_model_that_is_fitted(through: str) -> None:
+    """Its own copy; and a module that functions hold stays the user's. Neither is a network that Pyro was not told of."""
+    module = Holds(network())
+    model = module if through == "module" else function(module.net)
+    fit = bz.fit(model, curve(), AutoNormal(model), steps=5, progress=False, compile=False)
+    own = {id(part) for part in fit.model.modules()} if through == "module" else set()
+    called = []
+    hook = nn.modules.module.register_module_forward_pre_hook(lambda part, _: called.append(id(part)))
+    with fit.run.owned.active(), hook:
+        fit.guide.model(**fit.data.bind(fit.model))
+    assert called
+    assert set(called) == own if through == "module" else id(module.net) in called
