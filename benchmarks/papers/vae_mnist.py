@@ -4,7 +4,8 @@ Two deterministic layers of 200 (tanh) on either side, pixels drawn anew for eve
 with epsilon 1e-4. log p(x) of test pictures that are binarised once, by importance sampling. The paper trains for 3,280 passes
 with batches of 20 and a rate that falls from 1e-3 to 1e-4 in stages (`--form long`, for a GPU); the short form has batches of 100
 and a cosine. The evening form is for the bound of 50 weights on a CPU: under one cosine, 2,400 passes with one weight and then 350
-with all and the gradient of one draw, drawn by its weight; `--form more --begin` goes on from what it has kept. The last pass counts, nothing is chosen on the test set.
+with all and the gradient of one draw, drawn by its weight; `--form more --begin` goes on from what it has kept. The last pass
+counts, nothing is chosen on the test set.
 """
 
 from __future__ import annotations

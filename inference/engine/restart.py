@@ -120,6 +120,7 @@ class Restart:
         start = self.start = self._start()
         self.history.seconds["start"] = time.perf_counter() - began
         if start is not None and self._climb_is_all():
+            self._kl_weight()  # refused
             self.history.losses = [float(x) for x in start.losses]
             self.history.converged = start.converged
             self.history.stop_reason = (
@@ -242,6 +243,15 @@ class Restart:
                 f"loss='{settings.estimator}' is a bound on the evidence, and guide '{settings.guide}' is a point without a "
                 "density; leave out loss"
             )
+        if getattr(guide, "made_at_mode", False):
+            told = {
+                "loss='importance_weighted'": estimator == "importance_weighted",
+                "kl_weight": self.wishes.kl_weight not in (None, 1.0),
+            }
+            for word in (word for word, given in told.items() if given):
+                raise ValueError(
+                    f"{word} changes what is trained, and guide '{settings.guide or 'given'}' is made at the mode and not trained; leave it out"
+                )
         objective = Objective(
             program,
             owned.model,

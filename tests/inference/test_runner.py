@@ -425,6 +425,23 @@ def test_a_networks_best_point_is_the_last_of_the_climb() -> None:
     assert fit.loss <= min(fit.losses) + 1e-3
 
 
+@pytest.mark.parametrize("given", [{"loss": "importance_weighted", "num_particles": 5}, {"kl_weight": 0.5}])
+def test_what_changes_the_loss_is_refused_where_nothing_is_trained_by_it(given: dict[str, Any]) -> None:
+    data = bz.data.Data({}, torch.tensor([1.0, 1.0, 0.0]))
+
+    def model(y: Tensor | None = None) -> None:
+        p = pyro.sample("p", dist.Beta(2.0, 2.0))
+        with pyro.plate("data", 3):
+            pyro.sample("y", dist.Bernoulli(p), obs=y)
+
+    word = "loss='importance_weighted'" if "loss" in given else "kl_weight"
+    with pytest.raises(ValueError, match=f"^{word} changes what is trained, and guide 'laplace' is made at the mode"):
+        bz.fit(model, data, "laplace", progress=False, **given)
+    sentence = "guide 'map' is a point without a density" if "loss" in given else "a point estimate has no KL term to weight"
+    with pytest.raises(ValueError, match=sentence):  # without steps, too, where a climb to the mode is all there is
+        bz.fit(model, data, "map", progress=False, **given)
+
+
 def test_laplace_with_points_beside_it_is_refused() -> None:
     net, data = xor()
     with pytest.raises(ValueError, match=r"the model trains 'net\.fc1\.\w+' beside them.*freeze=True"):
