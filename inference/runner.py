@@ -135,12 +135,12 @@ def fit(
 
 
 def _warn_of_modules(owned: Owned) -> None:
-    """Says what nobody sees of modules that are called from outside of model and guide."""
+    """Says what nobody sees of modules that model and guide call, and that are no part of them."""
     lines = []
     if owned.borrowed.continued:
         lines.append(
-            f"parameters of a {owned.borrowed.continued} that a plain function holds begin where an earlier fit has left them; make the module "
-            "anew, or hold it in a PyroModule that is passed, for a fit that knows nothing of earlier ones"
+            f"parameters of a {owned.borrowed.continued} that is no submodule begin where an earlier fit has left them; make the module anew, "
+            "or hold it in a PyroModule that is passed, for a fit that knows nothing of earlier ones"
         )
     untrained = owned.borrowed.untrained({id(p) for p in owned.parameters().values()})
     if untrained:

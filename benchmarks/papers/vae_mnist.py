@@ -163,6 +163,8 @@ def measure(k: int, train: bz.data.Data, test: bz.data.Data, asked: argparse.Nam
 
 def main(asked: argparse.Namespace, out: Path) -> None:
     """One fit for each bound; results are written after each, beside those of earlier calls."""
+    if asked.form == "more" and not asked.begin:
+        raise SystemExit("more goes on from a kept fit; name its folder: --begin fits/evening_50_2750")
     train, test = (
         bz.data.load("mnist", split=split, folder=asked.folder).unsupervised().binarized(seed=0) for split in ("train", "test")
     )
@@ -197,7 +199,7 @@ def render(found: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     rows = [
         [
-            str(r["k"]), str(r.get("batch", 100)), f"{r['epochs']:,}", begun(r), f"{r['log_p']:.2f} ± {r['error']:.2g}",
+            str(r["k"]), str(r["batch"]), f"{r['epochs']:,}", begun(r), f"{r['log_p']:.2f} ± {r['error']:.2g}",
             f"{PUBLISHED.get(r['k'], math.nan):.2f}", reached(r), f"{r['elbo']:.2f}", f"{r['pictures']:,}", f"{r['draws']:,}",
             f"{r['ess']:.0f}" if "ess" in r else "", f"{r['seconds']:.0f} s", f"{r['test_seconds']:.0f} s", f"{1e3 * r['step']:.2f} ms",
         ]

@@ -1,4 +1,4 @@
-"""A fit's own values of modules that plain functions hold, and modules that call them without having them as submodules.
+"""A fit's own values of modules that plain functions hold, or that a module calls without having them as submodules.
 
 A `PyroModule` is copied before it is fitted. What a function holds cannot be: its references are anywhere. So the tensors stay where
 they are, and for as long as a fit is active they have the fit's values, in its precision and on its device. The user's come back after

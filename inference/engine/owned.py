@@ -2,7 +2,8 @@
 
 Modules hold their parameters themselves, those of `pyro.param` statements in a `PyroModule` too (`LocalStore`). Plain functions keep
 theirs in Pyro's global store; each fit owns a private copy of that store, so fits in one process never see each other. Of the modules
-that functions hold, or that modules call from elsewhere, registered with `pyro.module` or not, each fit has values of its own (`borrowed`).
+that functions hold, or that a module calls without having them as submodules, registered with `pyro.module` or not, each fit has
+values of its own (`borrowed`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +83,7 @@ class Owned:
     Attributes:
         reached: what `collect` found: parameters of modules that a plain function calls.
         copied: the modules that were passed, each with its copy.
-        borrowed: the modules that plain functions hold.
+        borrowed: the modules that model and guide call, and that are no part of them.
     """
 
     model: Any
@@ -133,9 +134,7 @@ class Owned:
         with _whole_autoguides(self.guide if isinstance(self.guide, nn.Module) else None) as links:
             guide = copy.deepcopy(self.guide, memo)
         model = copy.deepcopy(self.model, memo)
-        for part, wrapped in zip(guide.modules() if links else (), links, strict=True):
-            if wrapped is not None:
-                part._model = wrapped if model is self.model else copy.deepcopy(wrapped, memo)
+        _wrap(guide, links if model is self.model else copy.deepcopy(links, memo))
         other = Owned(model, guide, self.dtype, self.device, copy.deepcopy(self.store, memo))
         # What functions hold stays where it is, unless it was copied with them, as that of a `functools.partial` is.
         stayed = {id(memo.pop(id(tensor))): tensor for tensor in self.borrowed.stayed(memo)}
@@ -270,9 +269,7 @@ def own(model: Any, guide: GuideBuilder, data: Any, dtype: torch.dtype, device: 
         if f"{what}'s" in copies:
             copies[what] = types.MethodType(shared[what].__func__, copies[f"{what}'s"])
     own_model = copies.get("model", model)
-    for part, wrapped in zip(copies["guide"].modules() if links else (), links, strict=True):
-        if wrapped is not None:
-            part._model = wrapped
+    _wrap(copies.get("guide"), links)
     if isinstance(own_model, nn.Module):
         _to(own_model, dtype, device)
     owned = Owned(own_model, copies.get("guide", guide), dtype, device)
@@ -318,6 +315,13 @@ def _whole_autoguides(guide: nn.Module | None) -> Iterator[list[Any]]:
     yield [links.get(id(part)) for part in parts]
     for part, model, master in kept:
         part._model, part.master = model, master
+
+
+def _wrap(guide: Any, links: Sequence[Any]) -> None:
+    """Gives the autoguides in a copy the models that `_whole_autoguides` found."""
+    for part, wrapped in zip(guide.modules() if links else (), links, strict=True):
+        if wrapped is not None:
+            part._model = wrapped
 
 
 def is_builder(guide: Any) -> bool:

@@ -120,7 +120,7 @@ class Restart:
         start = self.start = self._start()
         self.history.seconds["start"] = time.perf_counter() - began
         if start is not None and self._climb_is_all():
-            self._kl_weight()  # refused
+            self._kl_weight()  # which refuses one: there is no loop that would
             self.history.losses = [float(x) for x in start.losses]
             self.history.converged = start.converged
             self.history.stop_reason = (

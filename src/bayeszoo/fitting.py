@@ -55,10 +55,10 @@ def fit(
     """Fits a variational posterior by SVI.
 
     With nothing but model, data and guide, the runner chooses start, step size, averaging and stopping itself, and
-    `fit.converged` and `fit.stop_reason` say how it ended. The model and a ready guide that is a module are copied first, so
-    two fits never share parameters. Modules that a plain function holds end with the values of the last fit, as in torch, and
-    the next fit begins there (and says so); each fit answers from its own. Fits in several threads wait for each other, as Pyro has
-    one state a process. Ctrl-C ends a fit after a whole step and keeps it.
+    `fit.converged` and `fit.stop_reason` say how it ended. The model and a ready guide that is a module are copied first, so two
+    fits never share parameters. Modules that are no part of them, such as those that a plain function holds, end with the values
+    of the last fit, as in torch, and the next fit begins there (and says so); each fit answers from its own. Fits in several
+    threads wait for each other, as Pyro has one state a process. Ctrl-C ends a fit after a whole step and keeps it.
 
     Args:
         model: a `PyroModule`, or any Pyro callable.

@@ -140,7 +140,7 @@ def test_a_second_fit_leaves_the_answers_of_the_first(compile: bool, registered:
     options: dict[str, Any] = {"steps": 30, "progress": False, "compile": compile}
     first = bz.fit(model, curve(), "mean_field", **options)
     answers, left = first.predict(curve().inputs, n=20).mean, copy.deepcopy(net.state_dict())
-    begins = "parameters of a Sequential that a plain function holds begin where an earlier fit"
+    begins = "parameters of a Sequential that is no submodule begin where an earlier fit"
     with pytest.warns(UserWarning, match=begins) if registered else contextlib.nullcontext():
         second = bz.fit(model, curve(1), "mean_field", **options)
     assert torch.equal(net.state_dict()["0.weight"], left["0.weight"]) is not registered
