@@ -123,6 +123,7 @@ def test_a_copy_of_a_fit_answers_as_it_did(caller: str, family: str) -> None:
     with fit.run.owned.active():
         trained = {name: value.detach().clone() for name, value in fit.run.owned.parameters().items()}
         spoil(fit.run.owned.parameters().values())
+        spoil(fit.run.owned.borrowed.buffers())
     assert not torch.equal(fit.predict(x, n=20).mean, answers)
     assert torch.equal(other.predict(x, n=20).mean, answers)
     with other.run.owned.active():
