@@ -38,6 +38,7 @@ class _Theirs:
     contents: Any = field(default_factory=WeakTensorKeyDictionary)
     grads: Any = field(default_factory=WeakTensorKeyDictionary)
     buffers: Any = field(default_factory=WeakIdKeyDictionary)
+    parts: Any = field(default_factory=WeakIdKeyDictionary)
     modes: Any = field(default_factory=WeakIdKeyDictionary)
 
 
@@ -61,6 +62,7 @@ class Borrowed:
         self._contents: Any = WeakTensorKeyDictionary()  # of parameters
         self._buffers: Any = WeakIdKeyDictionary()  # of modules, by name
         self._modes: Any = WeakIdKeyDictionary()  # of modules
+        self._parts: Any = WeakIdKeyDictionary()  # of modules: parameters and submodules by name, which a user may exchange
         self._theirs: _Theirs | None = None
         self._thread = 0
 
@@ -78,7 +80,12 @@ class Borrowed:
 
         Args:
             parts: model and guide; the module of a method is found before it is called.
+
+        Raises:
+            ValueError: a module is made of other parts than those that were fitted.
         """
+        for module, own in list(self._parts.items()):
+            _require_same_names(module, own)
         theirs = self._theirs = _Theirs()
         self._thread = threading.get_ident()
         for tensor, content in list(self._contents.items()):
@@ -86,6 +93,8 @@ class Borrowed:
             theirs.contents[tensor], tensor.data = tensor.data, content
         for module, mode in list(self._modes.items()):
             theirs.modes[module], module.training = module.training, mode
+            theirs.parts[module] = _parts(module)
+            _put_parts(module, self._parts[module])
             theirs.buffers[module] = _put(module, self._buffers[module])
         hook = nn.modules.module.register_module_forward_pre_hook(lambda module, _: self._called(module))
         _lending.append(self)
@@ -106,6 +115,8 @@ class Borrowed:
             for module, mode in list(theirs.modes.items()):
                 module.training = mode
                 self._buffers[module] = _put(module, theirs.buffers[module])
+                self._parts[module] = _parts(module)
+                _put_parts(module, theirs.parts[module])
             self._theirs = None
 
     def _called(self, module: nn.Module) -> None:
@@ -131,6 +142,7 @@ class Borrowed:
                 self.take_tensor(tensor, type(module).__name__)
             self._modes[part] = self._theirs.modes[part] = part.training
             self._buffers[part] = {}
+            self._parts[part] = self._theirs.parts[part] = _parts(part)
             named = {} if isinstance(part, torch.jit.ScriptModule) else part._buffers
             own = {k: copies.setdefault(id(b), self._copied(b)) for k, b in named.items() if b is not None}
             self._theirs.buffers[part] = _put(part, own)
@@ -164,6 +176,9 @@ class Borrowed:
         for module, buffers in list(other._buffers.items()):
             place = memo.get(id(module), module)
             self._modes[place] = other._modes[module]
+            self._parts[place] = {
+                kind: {k: memo.get(id(v), v) for k, v in named.items()} for kind, named in other._parts[module].items()
+            }
             self._buffers[place] = {name: buffer.clone() for name, buffer in buffers.items()}
 
     def _copied(self, tensor: Tensor) -> Tensor:
@@ -174,7 +189,8 @@ class Borrowed:
         """Forgets what turned out to be this fit's own: it keeps the values that it has."""
         assert self._theirs is not None
         for part in module.modules():
-            for store in (self._modes, self._buffers, self._theirs.modes, self._theirs.buffers):
+            theirs = self._theirs
+            for store in (self._modes, self._buffers, self._parts, theirs.modes, theirs.buffers, theirs.parts):
                 store.pop(part, None)
             for tensor in _held(part):
                 self._contents.pop(tensor, None)
@@ -269,6 +285,27 @@ def _held(module: nn.Module) -> list[Tensor]:
     if isinstance(module, torch.jit.ScriptModule):
         return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return [p for p in module._parameters.values() if p is not None]
+
+
+def _parts(module: nn.Module) -> dict[str, dict[str, Any]]:
+    """What one module is made of, by attribute and name; that of a script cannot be exchanged."""
+    kinds = () if isinstance(module, torch.jit.ScriptModule) else ("_parameters", "_modules")
+    return {kind: {name: part for name, part in getattr(module, kind).items() if part is not None} for kind in kinds}
+
+
+def _put_parts(module: nn.Module, parts: Mapping[str, Mapping[str, Any]]) -> None:
+    for kind, named in parts.items():
+        getattr(module, kind).update(named)
+
+
+def _require_same_names(module: nn.Module, fitted: Mapping[str, Mapping[str, Any]]) -> None:
+    present = _parts(module)
+    changed = sorted({name for kind, named in fitted.items() for name in named.keys() ^ present[kind].keys()})
+    if changed:
+        raise ValueError(
+            f"a {type(module).__name__} that this fit has trained is made of other parts than then ({', '.join(map(repr, changed))} came or "
+            "went, as pruning, a parametrisation or another layer does): change a copy.deepcopy of it, or fit again"
+        )
 
 
 def _put(module: nn.Module, buffers: dict[str, Tensor]) -> dict[str, Tensor]:

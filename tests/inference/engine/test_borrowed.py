@@ -16,6 +16,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import bayeszoo as bz
 
@@ -411,3 +412,64 @@ def test_autoguides_of_pyro_look_at_the_model_that_is_fitted(through: str) -> No
         fit.guide.model(**fit.data.bind(fit.model))
     assert called
     assert set(called) == own if through == "module" else id(module.net) in called
+
+
+def assigned(net: nn.Module) -> None:
+    net.load_state_dict({name: torch.zeros_like(value) for name, value in net.state_dict().items()}, assign=True)
+
+
+def another_layer(net: Any) -> None:
+    net[2] = nn.Linear(4, 1)
+
+
+def another_weight(net: Any) -> None:
+    net[0].weight = nn.Parameter(torch.zeros(4, 2))
+
+
+def frozen_bias(net: Any) -> None:
+    net[0].weight = nn.Parameter(torch.zeros(4, 2), requires_grad=False)
+
+
+@pytest.mark.parametrize("change", [assigned, another_layer, another_weight, frozen_bias])
+@pytest.mark.parametrize("caller", [function, Calls, CallsFromTorch])
+def test_a_fit_answers_with_the_parts_that_it_trained(
+    caller: Callable[[nn.Module], Any], change: Callable[[Any], None]
+) -> None:
+    """Whatever its user puts into the network afterwards; and there it stays."""
+    net, data = network(), curve()
+    fit = bz.fit(caller(net), data, "mean_field", steps=30, progress=False, compile=False)
+    answers = fit.predict(data.inputs, n=20).mean
+    twin = copy.deepcopy(fit)
+    change(net)
+    changed = {name: (value, value.clone()) for name, value in net.named_parameters()}
+    assert torch.equal(fit.predict(data.inputs, n=20).mean, answers)
+    assert torch.equal(twin.predict(data.inputs, n=20).mean, answers)
+    for name, value in net.named_parameters():
+        assert value is changed[name][0]
+        assert torch.equal(value, changed[name][1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it begins where an earlier fit ended
+        begun = bz.fit(caller(net), data, "mean_field", steps=3, progress=False, compile=False)  # with what is there now
+    assert begun.losses[0] != fit.losses[0]
+    assert torch.equal(fit.predict(data.inputs, n=20).mean, answers)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda net: prune.l1_unstructured(net[0], "weight", 0.5), "'weight', 'weight_orig'"),
+        (lambda net: nn.utils.parametrizations.weight_norm(net[0]), "'parametrizations', 'weight'"),
+        (lambda net: net.append(nn.Tanh()), "'3'"),
+    ],
+)
+def test_networks_that_became_others_are_refused(change: Callable[[Any], Any], named: str) -> None:
+    net, data = network(), curve()
+    fit = bz.fit(function(net), data, "mean_field", steps=3, progress=False, compile=False)
+    change(net)
+    with pytest.raises(
+        ValueError, match=rf"made of other parts than then \({named} came or went.*copy.deepcopy of it, or fit again"
+    ):
+        fit.predict(data.inputs, n=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it begins where an earlier fit ended
+        bz.fit(function(net), data, "mean_field", steps=3, progress=False, compile=False)
