@@ -57,9 +57,15 @@ class _LogUniformFamily(WeightGuide):
     def factorized_moments(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Mean and sd of every layer's weights, and of biases that are latent, by site, detached."""
         points = {name: point.detach() for name, point in self.points().items()}
-        moments = {name: (points[name], sd) for name, sd in self._weight_sds().items()}
+        means = self._weight_means()
+        moments = {name: (means[name], sd) for name, sd in self._weight_sds().items()}
         others = [name for name in self.others if is_real(self.space.sites[name])]
         return moments | {name: (points[name], (self._other_log_variances()[name] / 2).exp().detach()) for name in others}
+
+    def _weight_means(self) -> dict[str, Tensor]:
+        """The means of every layer's weights by site, detached."""
+        points = self.points()
+        return {name: points[name].detach() for name in self.weights}
 
     def _weight_sds(self) -> dict[str, Tensor]:
         """The sds of every layer's weights by site, detached."""
@@ -133,6 +139,19 @@ class _Multiplied(dist.Normal):
         super().__init__(theta, (log_alpha / 2).exp() * theta.abs() + 1e-12, validate_args=False)
 
 
+def _log_alpha(theta: Tensor, log_variance: Tensor) -> Tensor:
+    return log_variance - torch.log(theta.square() + 1e-16)
+
+
+class _Thresholded(dist.Normal):
+    """N(theta, sigma^2) where log alpha is at most the threshold, else N(0, sigma^2) with the KL of the former."""
+
+    def __init__(self, theta: Tensor, log_variance: Tensor, threshold: float) -> None:
+        self.log_alpha = _log_alpha(theta, log_variance)
+        mean = torch.where(self.log_alpha > threshold, 0.0, theta)
+        super().__init__(mean, (log_variance / 2).exp(), validate_args=False)
+
+
 class SparseVariationalDropout(_LogUniformFamily):
     """Additive form w = theta + sigma e, with log alpha = log sigma^2 - log theta^2: its gradients have less noise.
 
@@ -142,12 +161,24 @@ class SparseVariationalDropout(_LogUniformFamily):
 
     Args:
         init_log_variance: log sigma^2 at the start.
+        threshold: log alpha above which a weight has mean zero while it is trained, too: the network learns to do without
+            it, and prunes itself further. Its KL stays that of the mean it had, 0.025 nats at 3 and less above, so that it may
+            come back. The programs of Molchanov et al. do so, though the paper does not say it: LeNet-300-100 has twice the
+            compression on MNIST, with the same error. None keeps all means.
     """
 
     family = "sparse_vd"
 
-    def __init__(self, model: Callable[..., Any], data: BoundData, *, init_log_variance: float = -10.0) -> None:
+    def __init__(
+        self, model: Callable[..., Any], data: BoundData, *, init_log_variance: float = -10.0, threshold: float | None = 3.0
+    ) -> None:
         super().__init__(model, data, init_log_variance=init_log_variance)
+        number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool) and not math.isnan(threshold)
+        if threshold is not None and not number:
+            raise ValueError(
+                f"threshold is the log alpha of weights without a mean, a number such as 3.0, or None; got {threshold!r}"
+            )
+        self.threshold = math.inf if threshold is None else float(threshold)
         size = sum(self.space.shapes[name].numel() for name in self.weights)
         self.log_variance = nn.Parameter(torch.full((size,), init_log_variance, dtype=self.theta.dtype))
 
@@ -161,16 +192,20 @@ class SparseVariationalDropout(_LogUniformFamily):
         return {name: part.reshape(self.space.shapes[name]) for name, part in zip(self.weights, parts, strict=True)}
 
     def weight_distribution(self, name: str, theta: Tensor) -> Any:
-        """N(theta, sigma^2)."""
-        return dist.Normal(theta, (self._log_variances()[name] / 2).exp(), validate_args=False)
+        """N(theta, sigma^2), or N(0, sigma^2) above the threshold."""
+        log_variance = self._log_variances()[name]
+        if self.threshold == math.inf:
+            return dist.Normal(theta, (log_variance / 2).exp(), validate_args=False)
+        return _Thresholded(theta, log_variance, self.threshold)
 
     def log_alpha(self) -> dict[str, Tensor]:
         """log alpha of every weight by site, detached."""
         points = self.points()
-        return {
-            name: (log_variance - torch.log(points[name].square() + 1e-16)).detach()
-            for name, log_variance in self._log_variances().items()
-        }
+        return {name: _log_alpha(points[name], log_variance).detach() for name, log_variance in self._log_variances().items()}
+
+    def _weight_means(self) -> dict[str, Tensor]:
+        log_alpha = self.log_alpha()
+        return {name: point * (log_alpha[name] <= self.threshold) for name, point in super()._weight_means().items()}
 
     def _weight_sds(self) -> dict[str, Tensor]:
         return {name: (log_variance / 2).exp().detach() for name, log_variance in self._log_variances().items()}

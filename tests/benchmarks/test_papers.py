@@ -387,8 +387,8 @@ def test_a_report_of_few_labels_says_whether_the_paper_is_met() -> None:
 
 
 def test_sparse_runs_of_other_networks_and_seeds_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(net: Any, train: Any, test: Any, epochs: int, seed: int, device: str) -> dict[str, Any]:
-        size = sum(p.numel() for p in net.parameters())
+    def measure(published: Any, train: Any, test: Any, epochs: int, seed: int, device: str) -> dict[str, Any]:
+        size = sum(p.numel() for p in published.net().parameters())
         return {
             "seed": seed, "error": 1.0, "compression": float(size), "sparsity": {"fc1": 98.0}, "bytes": [10, 1],
             "seconds_an_input": [1e-6, 1e-7], "seconds": 1.0, "step": 1e-3, "engine": "eager", "loss": 1.0,

@@ -35,8 +35,9 @@ def test_moments_agree_with_draws(net: nn.Module, data: bz.data.Data) -> None:
             # 4000 draws: five standard errors of the means, and of the sds 5 / sqrt(8000)
             assert bool(((draws[name].mean(0) - mean).abs() < 5 * sd / 4000**0.5).all())
             assert bool(((draws[name].std(0) / sd - 1).abs() < 0.056).all())
-            alpha = 2 * sd.log() - 2 * mean.abs().log()
-            torch.testing.assert_close(fit.guide.log_alpha()[name], alpha, rtol=1e-4, atol=1e-4)
+            alpha, kept = 2 * sd.log() - 2 * mean.abs().log(), mean != 0
+            torch.testing.assert_close(fit.guide.log_alpha()[name][kept], alpha[kept], rtol=1e-4, atol=1e-4)
+            assert bool((fit.guide.log_alpha()[name][~kept] > 3.0).all())
 
 
 def test_latent_biases_have_moments_too(net: nn.Module, data: bz.data.Data) -> None:
@@ -46,6 +47,35 @@ def test_latent_biases_have_moments_too(net: nn.Module, data: bz.data.Data) -> N
     draws = fit.sample(4000)["fc1.bias"]
     mean, sd = fit.guide.factorized_moments()["fc1.bias"]
     assert bool(((draws.mean(0) - mean).abs() < 5 * sd / 4000**0.5).all())
+
+
+def test_means_above_the_threshold_are_zero_and_keep_their_kl(net: nn.Module, data: bz.data.Data) -> None:
+    """In draws, moments and gradients: what the likelihood says of such a mean is nothing, and the KL draws it on to zero."""
+    fit = bz.fit(
+        BayesianNN(net, prior="log_uniform"), data, guide="sparse_vd", guide_options={"threshold": 1.0, "init_log_variance": -2.0},
+        steps=1, optimizer=1e-9, progress=False,
+    )  # fmt: skip
+    above = {name: alpha > 1.0 for name, alpha in fit.guide.log_alpha().items()}
+    assert 0 < sum(int(a.sum()) for a in above.values()) < 18
+    draws = fit.sample(4000)
+    moments, points = fit.guide.factorized_moments(), fit.guide.points()
+    for name, (mean, sd) in moments.items():
+        assert torch.equal(mean == 0, above[name])
+        assert torch.equal(mean[~above[name]], points[name][~above[name]])
+        assert bool(((draws[name].mean(0) - mean).abs() < 5 * sd / 4000**0.5).all())
+    with fit.run.owned.active(0):
+        particle = fit.run.objective._particle(fit.data.bind(fit.model))
+        kl = sum(log_uniform_kl(alpha).sum() for alpha in fit.guide.log_alpha().values())
+        assert float(particle.kl.detach()) == pytest.approx(float(kl), rel=1e-6)
+        (by_likelihood,) = torch.autograd.grad(particle.likelihood, fit.guide.theta, retain_graph=True)
+        (by_kl,) = torch.autograd.grad(particle.kl, fit.guide.theta)
+    for name, gradient in fit.guide.space.split(by_likelihood).items():
+        assert torch.equal(gradient == 0, above[name])
+    # The KL falls with alpha, so a step against its gradient goes towards zero everywhere.
+    assert bool((by_kl * fit.guide.theta > 0).all())
+    for wrong in ("3", True, float("nan")):
+        with pytest.raises(ValueError, match="threshold is the log alpha of weights without a mean"):
+            bz.fit(fit.model, data, guide="sparse_vd", guide_options={"threshold": wrong}, steps=1, progress=False)
 
 
 def test_shares_of_alpha(net: nn.Module, data: bz.data.Data) -> None:
