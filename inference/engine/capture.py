@@ -319,6 +319,8 @@ class _Reads(TorchFunctionMode):
                     below, above = out_of_range(labels, classes)
                     self.flags.append(below | above)
                 return (labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)).long()
+        elif func is torch.nn.functional.one_hot and (kwargs.get("num_classes", -1) if len(args) == 1 else args[1]) == -1:
+            operation = "one_hot without num_classes"
         if func is torch.where and len(args) == 1 and not kwargs:
             operation = "torch.where with a condition alone"
         read: Any = (args, kwargs)

@@ -44,6 +44,24 @@ def test_classes_may_be_one_hot(batch_size: int | None, uncompiled: None) -> Non
     assert fits[1].losses == pytest.approx(fits[0].losses, rel=1e-10)
 
 
+class Counted(nn.Module):
+    """Leaves the number of classes to torch, which takes the greatest."""
+
+    def forward(self, c: Tensor, y: Tensor | None = None, num_data: int | None = None, index: Tensor | None = None) -> None:
+        effects = pyro.sample("effects", dist.Normal(0.0, torch.ones(4, dtype=torch.float64)).to_event(1))
+        with pyro.plate("data", num_data or len(c), subsample=index):
+            pyro.sample("y", dist.Normal(nn.functional.one_hot(c).double() @ effects, 0.5), obs=y)
+
+
+def test_the_number_of_classes_may_be_left_to_torch_where_it_stays(uncompiled: None) -> None:
+    data, options = counted(None)
+    fits = [bz.fit(Counted(), data, "mean_field", compile=compile, **options) for compile in (False, True)]
+    assert fits[1].engine == "compiled"
+    assert fits[1].losses == pytest.approx(fits[0].losses, rel=1e-10)
+    with pytest.raises(ValueError, match=r"one_hot without num_classes.*test_one_hot.py, line \d+: .*one_hot\(c\)"):
+        bz.fit(Counted(), data, "mean_field", compile=True, **{**options, "batch_size": 39})
+
+
 class Drawn(nn.Module):
     """The classes follow a draw, and rarely leave their range by it."""
 
